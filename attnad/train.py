@@ -1,0 +1,372 @@
+"""The two training loops: `train_attention` (stage 1), then `train_adgan` (stage 2).
+
+Training sees normal images only, as one uint8 tensor on the device. It stops after a fixed number of epochs and the
+last weights are used; there is no test data here to choose an epoch by.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from attnad.augmentations import synthesize
+from attnad.checkpoint import (
+    CheckpointError,
+    load_module,
+    load_optimizer,
+    load_tensors,
+    module_tensors,
+    optimizer_tensors,
+    save_tensors,
+    write_atomically,
+)
+from attnad.config import RunConfig
+from attnad.losses import (
+    adversarial_loss,
+    anomaly_adversarial_loss,
+    attention_loss,
+    generator_loss,
+    non_saturating_loss,
+    reconstruction_nll,
+    total_loss,
+)
+from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
+
+SAVE_SECONDS = 20.0  # training state is saved at the first end of an epoch this long after the last
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what is kept."""
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Choose the device: CUDA, else MPS, else the CPU, unless `name` says which.
+
+    Raises TrainingError where the named device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"device {name!r} cannot be used here ({reason}); try --device auto or cpu") from error
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images 0 ... 255 to float images in [0, 1], channels last in memory."""
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _seeded(seed: int):
+    """Draw initial weights from `seed`, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+class _Log:
+    """Losses of each epoch, as lines of RUN/log.csv, written whole each time so that resuming leaves no doubles."""
+
+    def __init__(self, path: Path | None, stage: str, terms: Sequence[str], first_epoch: int):
+        self.path, self.stage, self.terms, self.lines = path, stage, terms, []
+        if path is not None and path.exists():
+            with open(path, newline="") as file:
+                for line in csv.reader(file):
+                    if line and line[0] != "stage" and (line[0] != stage or int(line[1]) <= first_epoch):
+                        self.lines.append(line)
+
+    def add(self, epoch: int, losses: Sequence[float], seconds: float) -> None:
+        for term, loss in zip(self.terms, losses, strict=True):
+            self.lines.append([self.stage, str(epoch), term, f"{loss:.6f}", f"{seconds:.2f}"])
+        if self.path is not None:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["stage", "epoch", "term", "loss", "seconds"])
+            writer.writerows(self.lines)
+            write_atomically(self.path, text.getvalue())
+
+
+class _State:
+    """All that a loop needs to go on after a kill, in one file: weights, optimisers, generator, epochs done."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        modules: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        generator: torch.Generator,
+        images: Tensor,
+        save_seconds: float,
+    ):
+        self.path, self.modules, self.optimizers, self.generator = path, modules, optimizers, generator
+        self.save_seconds, self.saved_at = save_seconds, time.monotonic()
+        digest = hashlib.sha256(images.cpu().numpy()).digest()
+        self.data = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+
+    def resume(self) -> int:
+        """Load the saved state, if there is one, and return the epochs done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        tensors = load_tensors(self.path)
+        if not torch.equal(tensors["data"], self.data):
+            raise CheckpointError(
+                f"{self.path} was trained on other images than those given now; restore the data or choose another --out"
+            )
+        for name, module in self.modules.items():
+            load_module(name, module, tensors, self.path)
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(f"optimizer_{name}", optimizer, tensors)
+        self.generator.set_state(tensors["generator"])
+        return int(tensors["epoch"])
+
+    def save(self, epoch: int, *, last: bool) -> None:
+        """Save the state after an epoch, if it is time to or the epoch is the last."""
+        if self.path is None or not (last or time.monotonic() - self.saved_at >= self.save_seconds):
+            return
+        tensors = {"epoch": torch.tensor(epoch), "generator": self.generator.get_state(), "data": self.data}
+        for name, module in self.modules.items():
+            tensors |= module_tensors(name, module)
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(f"optimizer_{name}", optimizer)
+        save_tensors(self.path, tensors)
+        self.saved_at = time.monotonic()
+
+
+def _finite_mean(losses: list[Tensor], terms: Sequence[str], epoch: int, path: Path | None) -> list[float]:
+    """Mean of each term over an epoch's steps [steps, terms]; one transfer from the device.
+
+    Raises TrainingError naming the step and the term where a loss is not finite.
+    """
+    table = torch.stack(losses).float().cpu()
+    bad = (~table.isfinite()).nonzero()
+    if len(bad):
+        step, term = bad[0].tolist()
+        kept = "no state was saved yet" if path is None or not path.exists() else f"the last good state is in {path}"
+        raise TrainingError(
+            f"{terms[term]} became {table[step, term].item()} in epoch {epoch}, step {step + 1}; {kept}. "
+            "Lower the learning rate or that term's weight"
+        )
+    return table.mean(0).tolist()
+
+
+ATTENTION_TERMS = ("L_D", "L_adv", "L_adv_ano", "L_G", "L_att")
+
+
+def train_attention(
+    config: RunConfig,
+    images: Tensor,
+    *,
+    device: torch.device,
+    folder: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    progress: bool = True,
+) -> tuple[AttentionNetwork, Discriminator]:
+    """Train stage 1 on normal images, resuming from `folder` where it holds a state.
+
+    Takes uint8 images [n, 3, s, s]; returns G1 and D1 in evaluation mode, on the device. With a folder, writes
+    attention.state.safetensors as it goes and a line an epoch and term into log.csv.
+    Raises TrainingError on a loss that is not finite, CheckpointError on a state of other data or another model.
+    Source: section 3.2, eqs. (1) to (5).
+    """
+    stage, augment = config.attention, config.augment
+    with _seeded(config.seed):
+        network, discriminator = AttentionNetwork(stage), Discriminator(4, config.size, stage.width)
+    network = network.to(device, memory_format=torch.channels_last).train()
+    discriminator = discriminator.to(device, memory_format=torch.channels_last).train()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer_g = torch.optim.Adam(trained, stage.learning_rate, (stage.beta1, 0.999))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), stage.learning_rate, (stage.beta1, 0.999))
+    generator = torch.Generator(device).manual_seed(config.seed)
+
+    images = images.to(device)
+    state = _State(
+        folder and folder / "attention.state.safetensors",
+        {"network": network, "discriminator": discriminator},
+        {"g": optimizer_g, "d": optimizer_d},
+        generator, images, save_seconds,
+    )  # fmt: skip
+    done = state.resume()
+    log = _Log(folder and folder / "log.csv", "attention", ATTENTION_TERMS, done)
+    adversarial = stage.adv_weight != 0 or stage.adv_ano_weight != 0
+    zero = torch.zeros((), device=device)
+    steps = max(1, len(images) // stage.batch)  # a last, smaller batch is left out of this epoch
+
+    bar = tqdm(total=stage.epochs * steps, initial=done * steps, desc="attention network", disable=not progress)
+    for epoch in range(done + 1, stage.epochs + 1):
+        started, losses = time.perf_counter(), []
+        order = torch.randperm(len(images), generator=generator, device=device)
+        for step in range(steps):
+            x = to_float(images[order[step * stage.batch : (step + 1) * stage.batch]])
+            x_ano, a_ano = synthesize(x, augment, generator)
+            a_nor, n = torch.ones_like(a_ano), len(x)
+            both = torch.cat([x, x_ano])
+
+            with _autocast(device):
+                out = network(both, _normal_noise(network.latent_shape(both), generator))
+            x_re, a_gen = out.x_re.float(), out.a_gen.float()
+            fake = pair(x_re, a_gen)
+
+            # Discriminator D1: both games at once, eqs. (1) and (2); a game of weight 0 is not played.
+            l_d = l_adv = l_adv_ano = zero
+            if adversarial:
+                real = torch.cat([pair(x, a_nor), pair(x_ano, a_ano)])
+                with _autocast(device):
+                    d_real, d_fake = discriminator(torch.cat([real, fake.detach()])).float().chunk(2)
+                if stage.adv_weight != 0:
+                    l_d = l_d - adversarial_loss(d_real[:n], d_fake[:n])
+                if stage.adv_ano_weight != 0:
+                    l_d = l_d - anomaly_adversarial_loss(d_real[n:], d_fake[n:])
+                optimizer_d.zero_grad()
+                l_d.backward()
+                optimizer_d.step()
+
+            # Generator G1, eq. (5).
+            if adversarial:
+                discriminator.requires_grad_(False)
+                with _autocast(device):
+                    d_fake = discriminator(fake).float()
+                discriminator.requires_grad_(True)
+                l_adv, l_adv_ano = non_saturating_loss(d_fake[:n]), non_saturating_loss(d_fake[n:])
+            seen = 2 * n if stage.reconstruct_anomalies else n
+            mean, log_variance = out.mean.float(), out.log_variance.float()
+            l_g = generator_loss(
+                both[:seen], x_re[:seen], mean[:seen], log_variance[:seen], kl_weight=stage.kl_weight
+            )
+            l_att = attention_loss(a_gen[:n], a_nor, a_gen[n:], a_ano)
+            weights = (stage.adv_ano_weight, stage.adv_weight, stage.g_weight, stage.att_weight)
+            l_total = total_loss(l_adv_ano, l_adv, l_g, l_att, weights=weights)
+            optimizer_g.zero_grad()
+            l_total.backward()
+            optimizer_g.step()
+
+            losses.append(torch.stack([loss.detach() for loss in (l_d, l_adv, l_adv_ano, l_g, l_att)]))
+            bar.update()
+        means = _finite_mean(losses, ATTENTION_TERMS, epoch, state.path)
+        bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ATTENTION_TERMS, means, strict=True)})
+        log.add(epoch, means, time.perf_counter() - started)
+        state.save(epoch, last=epoch == stage.epochs)
+    bar.close()
+    return network.eval(), discriminator.eval()
+
+
+ADGAN_TERMS = ("L_D", "L_adv", "L_R")
+
+
+@torch.no_grad()
+def attention_maps(network: AttentionNetwork, images: Tensor, *, batch: int = 64) -> Tensor:
+    """Attention maps of uint8 images [n, 3, s, s], from the latent's mean: float [n, 1, s, s], 1 = normal."""
+    maps = []
+    for part in images.split(batch):
+        with _autocast(images.device):
+            maps.append(network(to_float(part)).a_gen.float())
+    return torch.cat(maps)
+
+
+def train_adgan(
+    config: RunConfig,
+    images: Tensor,
+    network: AttentionNetwork,
+    *,
+    device: torch.device,
+    folder: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    progress: bool = True,
+) -> ADGAN:
+    """Train stage 2 on normal images under the frozen attention network, resuming where `folder` holds a state.
+
+    Takes uint8 images [n, 3, s, s] and G1 in evaluation mode; returns ADGAN in evaluation mode, its F_img and D2
+    replaced by their moving averages. With a folder, writes adgan.state.safetensors and lines into log.csv.
+    Raises as `train_attention` does. Source: section 3.3, eq. (6).
+    """
+    stage, augment = config.adgan, config.augment
+    network.eval()
+    with _seeded(config.seed):
+        adgan = ADGAN(network.encoder, config.attention, config.size)
+    adgan = adgan.to(device, memory_format=torch.channels_last).train()
+    adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
+    judge = nn.ModuleDict({"features": adgan.features, "discriminator": adgan.discriminator})
+    average = AveragedModel(judge, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
+    generating = [*adgan.encoder.parameters(), *adgan.decoder.parameters()]
+    judging = [p for p in judge.parameters() if p.requires_grad]
+    optimizer_g = torch.optim.Adam(generating, stage.learning_rate, (stage.beta1, 0.999))
+    optimizer_d = torch.optim.Adam(judging, stage.learning_rate, (stage.beta1, 0.999))
+    generator = torch.Generator(device).manual_seed(config.seed)
+
+    images = images.to(device)
+    state = _State(
+        folder and folder / "adgan.state.safetensors",
+        {"adgan": adgan, "average": average},
+        {"g": optimizer_g, "d": optimizer_d},
+        generator, images, save_seconds,
+    )  # fmt: skip
+    done = state.resume()
+    log = _Log(folder and folder / "log.csv", "adgan", ADGAN_TERMS, done)
+    maps = attention_maps(network, images)  # G1 is frozen: its maps of the normal images never change
+    steps = max(1, len(images) // stage.batch)
+
+    bar = tqdm(total=stage.epochs * steps, initial=done * steps, desc="ADGAN", disable=not progress)
+    for epoch in range(done + 1, stage.epochs + 1):
+        started, losses = time.perf_counter(), []
+        order = torch.randperm(len(images), generator=generator, device=device)
+        for step in range(steps):
+            chosen = order[step * stage.batch : (step + 1) * stage.batch]
+            x = to_float(images[chosen])
+            with _autocast(device):
+                f_nor = adgan.masked(x, maps[chosen]).float()  # eq. (6)
+                f_gen = adgan.generate(f_nor.detach()).float()
+
+            # Discriminator D2: masked features of normal images are real, generated ones fake.
+            fakes = [f_gen.detach()]
+            if stage.synthetic_fakes:
+                x_ano, _ = synthesize(x, augment, generator)
+                with torch.no_grad(), _autocast(device):
+                    a_gen = network(x_ano).a_gen.float()
+                with _autocast(device):
+                    fakes.append(adgan.masked(x_ano, a_gen).float())
+            with _autocast(device):
+                logits = adgan.discriminator(torch.cat([f_nor, *fakes])).float().split(len(x))
+            l_d = -sum(adversarial_loss(logits[0], fake) for fake in logits[1:]) / len(fakes)
+            optimizer_d.zero_grad()
+            l_d.backward()
+            optimizer_d.step()
+            average.update_parameters(judge)
+
+            # Generator G2.
+            adgan.discriminator.requires_grad_(False)
+            with _autocast(device):
+                d_fake = adgan.discriminator(f_gen).float()
+            adgan.discriminator.requires_grad_(True)
+            l_adv, l_r = non_saturating_loss(d_fake), reconstruction_nll(f_nor.detach(), f_gen)
+            optimizer_g.zero_grad()
+            (l_adv + stage.reconstruction_weight * l_r).backward()
+            optimizer_g.step()
+
+            losses.append(torch.stack([loss.detach() for loss in (l_d, l_adv, l_r)]))
+            bar.update()
+        means = _finite_mean(losses, ADGAN_TERMS, epoch, state.path)
+        bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ADGAN_TERMS, means, strict=True)})
+        log.add(epoch, means, time.perf_counter() - started)
+        state.save(epoch, last=epoch == stage.epochs)
+    bar.close()
+    judge.load_state_dict(average.module.state_dict())
+    return adgan.eval()
