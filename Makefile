@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 # Outputs of executed chapters. They are stale once what the chapters import or read has changed.
-$(CACHE)/.fresh: $(STAMP) $(wildcard attnad/*.py attnad/*/* book/results/*) _config.yml
+$(CACHE)/.fresh: $(STAMP) _config.yml $(shell find attnad book/results -type f ! -name '*.pyc' 2>/dev/null)
 	rm -rf $(CACHE)
 	@mkdir -p $(CACHE)
 	@touch $@
@@ -47,4 +47,4 @@ notebook: $(STAMP)
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis
-	find attnad tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find attnad tests notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -466,9 +466,9 @@ def _mask_paths(folder: Path, paths: Sequence[Path], normal: str) -> list[Path |
 
 
 def _test_textures(normal: str, size: int) -> TestSet:
-    good, _, _ = textures.test_crops(normal, size)
+    good, _, _ = textures.held_out_crops(normal, size)
     painted, painted_masks, defects = textures.defects(normal, size)
-    others = {texture: textures.test_crops(texture, size)[2] for texture in textures.TEXTURES if texture != normal}
+    others = {texture: textures.held_out_crops(texture, size)[2] for texture in textures.TEXTURES if texture != normal}
 
     images = np.concatenate([good, painted, *others.values()])
     masks = np.zeros(images.shape[:3], dtype=bool)

@@ -128,8 +128,8 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
 
 
 def _decoder(in_channels: int, width: int) -> nn.Sequential:
-    """Four transposed convolutions, each doubling the size: [n, c, s/16, s/16] to [n, width, s, s] (section 4.1)."""
-    channels = [in_channels, 4 * width, 2 * width, width, width]
+    """Four transposed convolutions, each doubling the size: [n, c, s/16, s/16] to [n, width / 2, s, s] (section 4.1)."""
+    channels = [in_channels, 4 * width, 2 * width, width, width // 2]
     layers: list[nn.Module] = []
     for before, after in zip(channels, channels[1:], strict=False):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -164,8 +164,8 @@ class AttentionNetwork(nn.Module):
         self.freeze_encoder = config.freeze_encoder
         self.to_latent = nn.Conv2d(self.encoder.out_channels, 2 * config.latent, 1)
         self.decoder = _decoder(config.latent, config.width)
-        self.image_head = _head(config.width, 3)
-        self.attention_head = _head(config.width, 1)
+        self.image_head = _head(config.width // 2, 3)
+        self.attention_head = _head(config.width // 2, 1)
 
     def train(self, mode: bool = True) -> AttentionNetwork:
         super().train(mode)
@@ -181,7 +181,7 @@ class AttentionNetwork(nn.Module):
         mean, log_variance = self.to_latent(self.encoder(x)).chunk(2, 1)  # [n, latent, s/16, s/16] each
         log_variance = log_variance.clamp(-10, 10)  # exp() stays finite in any precision
         z = mean if noise is None else mean + noise * (0.5 * log_variance).exp()
-        features = self.decoder(z)  # [n, width, s, s]
+        features = self.decoder(z)  # [n, width / 2, s, s]
         x_re, a_gen = self.image_head(features).sigmoid(), self.attention_head(features).sigmoid()
         return AttentionOutput(x_re, a_gen, mean, log_variance)
 
@@ -258,7 +258,7 @@ class ADGAN(nn.Module):
         channels = self.features.out_channels
         # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
         self.encoder = ResNet18(config.width, channels)
-        self.decoder = nn.Sequential(_decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width, channels, 1), nn.ReLU())
+        self.decoder = nn.Sequential(_decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width // 2, channels, 1), nn.ReLU())
         self.discriminator = Discriminator(channels, size // 2, config.width)
 
     def masked(self, x: Tensor, a_gen: Tensor) -> Tensor:

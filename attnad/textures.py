@@ -29,7 +29,7 @@ def train_crops(texture: str, size: int) -> np.ndarray:
     return _crops(texture, "train", N_TRAIN, size)
 
 
-def test_crops(texture: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def held_out_crops(texture: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Normal crops for testing, from the part of the photograph that training never sees.
 
     Returns three groups, uint8 [64 | 80 | 32, size, size, 3], no position twice: good test images, crops to paint
@@ -41,16 +41,13 @@ def test_crops(texture: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return good, paint, other
 
 
-test_crops.__test__ = False  # the name is about test data; pytest must not collect it
-
-
 def defects(texture: str, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Painted defects of every kind on held-out crops.
 
     Returns images uint8 [80, size, size, 3], masks bool [80, size, size] and the kinds, 16 of each.
     """
-    _, clean, _ = test_crops(texture, size)
-    materials = np.concatenate([test_crops(other, size)[2] for other in TEXTURES if other != texture])
+    _, clean, _ = held_out_crops(texture, size)
+    materials = np.concatenate([held_out_crops(other, size)[2] for other in TEXTURES if other != texture])
     kinds = tuple(kind for kind in DEFECTS for _ in range(N_DEFECT))
     images, masks = np.empty_like(clean), np.empty(clean.shape[:3], dtype=bool)
     for i, kind in enumerate(kinds):

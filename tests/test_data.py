@@ -455,7 +455,8 @@ def test_one_picture_per_file(tmp_path):
             read_one(path)
     # A camera's MPO: the photograph comes first.
     path = save(tmp_path / "photo.jpg", frames[0], format="MPO", save_all=True, append_images=frames[1:])
-    assert Image.open(path).format == "MPO"
+    with Image.open(path) as image:
+        assert image.format == "MPO"
     expected = read_one(save(tmp_path / "alone.jpg", frames[0]))
     np.testing.assert_array_equal(read_one(path), expected)
 

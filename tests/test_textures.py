@@ -29,7 +29,7 @@ def test_training_and_test_crops_share_no_pixel_and_no_position(texture):
 
 @pytest.mark.parametrize("texture", TEXTURES)
 def test_crops_are_distinct_views_of_the_photograph(texture):
-    crops = np.concatenate([textures.train_crops(texture, 32), *textures.test_crops(texture, 32)])
+    crops = np.concatenate([textures.train_crops(texture, 32), *textures.held_out_crops(texture, 32)])
     assert crops.shape == (N_TRAIN + N_TEST, 32, 32, 3)
     assert crops.dtype == np.uint8
     assert len({crop.tobytes() for crop in crops}) == len(crops)
@@ -51,7 +51,7 @@ def test_a_crop_is_the_photograph_where_positions_says():
 @pytest.mark.parametrize("texture", TEXTURES)
 def test_defects_change_exactly_what_their_mask_says(texture, size):
     images, masks, kinds = textures.defects(texture, size)
-    _, clean, _ = textures.test_crops(texture, size)
+    _, clean, _ = textures.held_out_crops(texture, size)
     change = np.abs(images.astype(int) - clean).max(axis=3)
     assert change[~masks].max() == 0
     for kind in DEFECTS:

@@ -1,0 +1,163 @@
+"""The book's files agree with each other and with the package. The build itself (`make book`) checks the rest."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "book").glob("*.md"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES, *NOTEBOOKS]
+EQUATIONS = {
+    1: "adversarial_loss",
+    2: "anomaly_adversarial_loss",
+    3: "generator_loss",
+    4: "attention_loss",
+    5: "total_loss",
+    6: "masked_features",
+}
+
+
+def prose(path: Path) -> str:
+    """Markdown of a page or of a notebook's text cells, without code blocks and formulas."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    return re.sub(r"^```(?!\{).*?^```|\$\$.*?\$\$|\$[^$\n]*\$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def config() -> dict:
+    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def test_config_keeps_what_is_easily_lost():
+    c = config()
+    assert c["only_build_toc_files"], "pages outside the table of contents would be built"
+    assert c["execute"]["raise_on_error"], "a failing chapter would still build"
+    assert c["sphinx"]["recursive_update"], "the launch and repository buttons would vanish"
+    assert "path_to_book" not in c["repository"], "the Colab button would point to the wrong folder"
+    assert not (ROOT / "_static").exists(), "every script in a root _static folder would load on every page"
+    style = c["sphinx"]["config"]
+    for folder in style["html_static_path"]:
+        assert all((ROOT / folder / css).is_file() for css in style["html_css_files"])
+
+
+def test_repository_address_stands_in_one_place():
+    """Only _config.yml says where the repository is. A notebook must repeat it to install itself on Colab."""
+    url = config()["repository"]["url"]
+    address = re.compile(rf"(?:https?://|git@)?github(?:\.com)?[/:][\w.-]+/{re.escape(url.rsplit('/')[-1])}\b")
+    hidden = {".git", ".venv", "_build", "node_modules", "runs", "carry", "shared"}
+    tops = [top for top in ROOT.iterdir() if top.name not in hidden]
+    for path in tops + [path for top in tops for path in top.rglob("*")]:
+        parts = path.relative_to(ROOT).parts
+        if hidden & set(parts) or not path.is_file() or path.stat().st_size > 5_000_000:
+            continue
+        found = {m.removesuffix(".git") for m in address.findall(path.read_text(encoding="utf-8", errors="ignore"))}
+        allowed = {url} if path.suffix == ".ipynb" or parts == ("_config.yml",) else set()
+        assert found <= allowed, f"{path.relative_to(ROOT)} has {found - allowed}; the address stands in _config.yml"
+
+
+def test_table_of_contents_is_complete():
+    toc = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
+    files = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    assert len(files) == len(set(files))
+    there = {path.relative_to(ROOT).with_suffix("").as_posix() for path in PAGES + NOTEBOOKS}
+    assert set(files) - there == set(), "in book/_toc.yml, but there is no such file"
+    assert there - set(files) == set(), "not in book/_toc.yml, so no reader will see it"
+    chapters = [file for file in files if file.startswith("notebooks/")]
+    assert chapters == sorted(chapters), "chapters are numbered in reading order"
+
+
+def test_citations_exist():
+    bib = (ROOT / "book/references.bib").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{([^,\s]+),", bib, flags=re.MULTILINE)
+    assert len(keys) == len(set(keys)), "a key stands twice in references.bib"
+    for path in PAGES + NOTEBOOKS:
+        for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", prose(path)):
+            unknown = {key.strip() for key in group.split(",")} - set(keys)
+            assert not unknown, f"{path.name} cites {unknown}, which references.bib does not have"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures(path: Path):
+    text = prose(path)
+    assert "![](" not in text, "a picture without alt text"
+    for directive, body in re.findall(r"^[`:]{3,}\{(figure|image)\}(.*?)^[`:]{3,}", text, re.DOTALL | re.MULTILINE):
+        assert re.search(r"^:alt: \S", body, re.MULTILINE), f"a {directive} without alt text"
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file) if file else path
+        assert target.exists(), f"{link}: no such file"
+        if anchor and target.suffix == ".md":
+            assert f"({anchor})=" in target.read_text(encoding="utf-8"), f"{link}: no such anchor"
+
+
+def test_dependencies_stand_once():
+    p = project()
+    for requirement in p["dependencies"] + p["optional-dependencies"]["lite0"]:
+        assert re.fullmatch(r"[\w.-]+>=[\w.]+", requirement), f"{requirement}: lower bounds only, for Colab"
+    groups = [p["dependencies"], *p["optional-dependencies"].values()]
+    names = [name(requirement) for group in groups for requirement in group if name(requirement) != p["name"]]
+    assert len(names) == len(set(names)), "a dependency is listed twice in pyproject.toml"
+    assert not list(ROOT.glob("*requirements*.txt"))
+
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    plain = [name(entry) for entry in conda if isinstance(entry, str)]
+    assert set(plain) == {"python", "pip"}, "environment.yml repeats what pyproject.toml lists"
+    assert f"python{p['requires-python']}" in conda
+    (pip,) = (entry["pip"] for entry in conda if isinstance(entry, dict))
+    (install,) = pip
+    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", install)[1].split(",")
+    assert set(extras) <= set(p["optional-dependencies"])
+
+
+def test_commands_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in [ROOT / "README.md", ROOT / ".ci/run", *PAGES]:
+        used = set(re.findall(r"^make (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+        assert used <= targets, f"{path.name}: make {used - targets}"
+        if path.name in ("README.md", "run"):
+            assert {"book", "test"} <= used
+
+
+@pytest.mark.parametrize(("number", "function"), EQUATIONS.items())
+def test_equation_leads_to_its_function(number: int, function: str):
+    losses = import_module("attnad.losses")
+    assert f"eq. ({number})" in getattr(losses, function).__doc__
+    text = (ROOT / "book/notation.md").read_text(encoding="utf-8")
+    assert f"\\tag{{{number}}}" in text
+    assert re.search(rf"^\|.*\({number}\).*`losses\.{function}`", text, re.MULTILINE), "no row in the table of symbols"
+
+
+def test_notation_names_what_exists():
+    text = (ROOT / "book/notation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(augmentations|data|losses|models|score)\.(\w+)`", text))
+    for module, function in sorted(named):
+        assert callable(getattr(import_module(f"attnad.{module}"), function, None)), f"attnad.{module}.{function}"
+    losses = import_module("attnad.losses")
+    for function, value in inspect.getmembers(losses, inspect.isfunction):
+        if value.__module__ == "attnad.losses" and not function.startswith("_"):
+            assert ("losses", function) in named, f"notation.md does not mention losses.{function}"
