@@ -7,6 +7,7 @@ Every encoder ends at stride 16, so that four transposed convolutions give back 
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -17,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
-from attnad.config import ADGANConfig, AttentionConfig
+from attnad.config import AttentionConfig
 from attnad.losses import masked_features
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -128,10 +129,10 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
 
 
 def _decoder(in_channels: int, width: int) -> nn.Sequential:
-    """Four transposed convolutions, each doubling the size: [n, c, s/16, s/16] to [n, width / 2, s, s] (section 4.1)."""
+    """Four transposed convolutions, each doubling the size: [n, c, s/16, s/16] to [n, width/2, s, s] (section 4.1)."""
     channels = [in_channels, 4 * width, 2 * width, width, width // 2]
     layers: list[nn.Module] = []
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in pairwise(channels):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -258,7 +259,9 @@ class ADGAN(nn.Module):
         channels = self.features.out_channels
         # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
         self.encoder = ResNet18(config.width, channels)
-        self.decoder = nn.Sequential(_decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width // 2, channels, 1), nn.ReLU())
+        self.decoder = nn.Sequential(
+            _decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width // 2, channels, 1), nn.ReLU()
+        )
         self.discriminator = Discriminator(channels, size // 2, config.width)
 
     def masked(self, x: Tensor, a_gen: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class _State:
         tensors = load_tensors(self.path)
         if not torch.equal(tensors["data"], self.data):
             raise CheckpointError(
-                f"{self.path} was trained on other images than those given now; restore the data or choose another --out"
+                f"{self.path} was trained on other images than these; restore the data or choose another --out"
             )
         for name, module in self.modules.items():
             load_module(name, module, tensors, self.path)
@@ -249,9 +249,7 @@ def train_attention(
                 l_adv, l_adv_ano = non_saturating_loss(d_fake[:n]), non_saturating_loss(d_fake[n:])
             seen = 2 * n if stage.reconstruct_anomalies else n
             mean, log_variance = out.mean.float(), out.log_variance.float()
-            l_g = generator_loss(
-                both[:seen], x_re[:seen], mean[:seen], log_variance[:seen], kl_weight=stage.kl_weight
-            )
+            l_g = generator_loss(both[:seen], x_re[:seen], mean[:seen], log_variance[:seen], kl_weight=stage.kl_weight)
             l_att = attention_loss(a_gen[:n], a_nor, a_gen[n:], a_ano)
             weights = (stage.adv_ano_weight, stage.adv_weight, stage.g_weight, stage.att_weight)
             l_total = total_loss(l_adv_ano, l_adv, l_g, l_att, weights=weights)

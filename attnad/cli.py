@@ -1,0 +1,172 @@
+"""The command line: attnad train | evaluate | score.
+
+Every hyper-parameter of `attnad.config` is a flag; the recipe gives the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from attnad.checkpoint import CheckpointError, write_atomically
+from attnad.config import RunConfig, recipe
+from attnad.data import DataError, load_images, load_test
+from attnad.metrics import METRICS
+from attnad.models import WeightsError
+from attnad.report import write_report
+from attnad.run import Run, evaluate_run, load_run, train_run
+from attnad.train import TrainingError
+
+DESCRIPTION = "Attention map-guided two-stage anomaly detection, trained on normal images only."
+
+Device = Annotated[str, tyro.conf.arg(help="auto (CUDA, else MPS, else CPU), or a PyTorch device such as cuda:1.")]
+DataRoot = Annotated[Path | None, tyro.conf.arg(help="Where data sets live; else $ATTNAD_DATA, else ~/.cache/attnad.")]
+
+
+@dataclass(frozen=True)
+class Train(RunConfig):
+    """Train both stages on normal images only. The same command again goes on where it was stopped."""
+
+    data: tyro.conf.Positional[str] = "textures"
+    """textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and test/<class>,
+    or simply images, all normal."""
+    device: Device = "auto"
+    data_root: DataRoot = None
+    out: Path | None = None
+    """Folder of the run; by default runs/DATA[-CLASS]-RECIPE-seedN."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run's test images and print every metric. Higher scores mean more anomalous."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    data: tyro.conf.Positional[str | None] = None
+    """Test images; by default those of the data set that the run was trained on."""
+    json: Path | None = None
+    """Write the metrics to this file too."""
+    device: Device = "auto"
+    data_root: DataRoot = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score images of your own: scores.csv, a heat map for each, and report.html to look at."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, or folders of images."""
+    out: Path
+    """Folder to write to."""
+    device: Device = "auto"
+
+
+def train(command: Train) -> None:
+    """Carry out `attnad train`."""
+    config = RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
+    name = "-".join(filter(None, [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]))
+    out = command.out or Path("runs") / name
+    try:
+        run = train_run(config, out, device=command.device, data_root=command.data_root)
+    except KeyboardInterrupt:
+        raise TrainingError(
+            f"stopped; run the same command again to go on from the last saved epoch in {out}"
+        ) from None
+    seconds = sum(run.facts["seconds"].values())
+    print(f"Trained on {run.facts['n_train']} normal images in {seconds:.0f} s on {run.facts['device']}: {out}")
+    print(f"Next: attnad evaluate {out}")
+
+
+def evaluate(command: Evaluate) -> None:
+    """Carry out `attnad evaluate`."""
+    run = load_run(command.run, device=command.device)
+    config = run.config
+    data = command.data or config.data
+    same = data == config.data
+    test = load_test(data, size=config.size, normal_class=config.normal_class if same else None, root=command.data_root)
+    result = {"run": str(command.run), "data": data, "normal_class": config.normal_class, **evaluate_run(run, test)}
+    if command.json is not None:
+        write_atomically(command.json, json.dumps(result, indent=2) + "\n")
+    print(_table(run, result))
+
+
+def _figure(value: Any) -> str:
+    return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
+
+
+def _table(run: Run, result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['data']}: {result['n']} images, {result['n_pixel_images']} with known masks; "
+        f"encoder {result['encoder']}, {run.config.size} px, seed {run.config.seed}",
+        "",
+    ]
+    lines += [f"{name:<20} {_figure(result[name])}" for name in METRICS]
+    lines += ["", f"image AUROC by score (the recipe's own is {result['image_score']})"]
+    lines += [f"  {name:<18} {_figure(value)}" for name, value in result["image_auroc_by_score"].items()]
+    lines += ["", f"{'by kind':<20} {'n':>5}  image  pixel AUROC"]
+    for kind, row in result["by_kind"].items():
+        lines.append(f"  {kind:<18} {row['n']:>5}  {_figure(row['image_auroc'])}  {_figure(row['pixel_auroc'])}")
+    return "\n".join(lines)
+
+
+def score(command: Score) -> None:
+    """Carry out `attnad score`."""
+    run = load_run(command.run, device=command.device)
+    batch = load_images(command.images, size=run.config.size)
+    scores = run.score(batch.images)
+    report = write_report(
+        command.out,
+        paths=batch.paths,
+        images=batch.images,
+        sizes=batch.sizes,
+        maps=scores.maps,
+        scores=run.image_scores(scores).tolist(),
+        threshold=run.facts["threshold"],
+        title=f"Anomalies among {len(batch.paths)} images",
+        notes={
+            "Run": str(command.run),
+            "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
+            "Image score": run.config.image_score,
+            "Encoder": run.config.attention.encoder,
+            "Seed": str(run.config.seed),
+            "Threshold": run.facts["threshold_from"],
+        },
+    )
+    flagged = sum(value > run.facts["threshold"] for value in run.image_scores(scores).tolist())
+    print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # The recipe and the data decide the defaults that --help shows, so they are read first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", choices=("quick", "paper"), default="quick")
+    chosen = first.parse_known_args(arguments)[0].recipe
+    data = next((a for a in arguments[1:2] if not a.startswith("-")), "textures")
+    defaults = recipe(chosen, data)
+    defaults = Train(**{f.name: getattr(defaults, f.name) for f in fields(RunConfig)})
+    commands = Union[  # noqa: UP007 (reads better than | over three lines)
+        Annotated[Train, tyro.conf.subcommand("train", default=defaults)],
+        Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+        Annotated[Score, tyro.conf.subcommand("score")],
+    ]
+    command = tyro.cli(
+        commands, args=arguments, prog="attnad", description=DESCRIPTION, config=(tyro.conf.OmitSubcommandPrefixes,)
+    )
+    try:
+        {Train: train, Evaluate: evaluate, Score: score}[type(command)](command)
+    except (DataError, WeightsError, TrainingError, CheckpointError, OSError) as error:
+        print(f"attnad: {error}", file=sys.stderr)
+        return 1
+    return 0
