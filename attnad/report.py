@@ -77,59 +77,56 @@ def write_report(
     rows, cards, ticks = [], [], []
     for rank, i in enumerate(sorted(range(len(paths)), key=lambda i: -scores[i]), start=1):
         path, score, x = paths[i], scores[i], positions[i]
-        verdict, side = ("flagged", "above") if score > threshold else ("passed", "below")
         mean, peak = maps[i].mean().item(), maps[i].max().item()
+        verdict, side = ("flagged", "above") if score > threshold else ("passed", "below")
         file = f"maps/{i + 1:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
         write_atomically(out / file, _encoded(heat_map(maps[i], _fit(sizes[i], MAP_SIDE)), "PNG"))
-        rows.append((_cell(path), score, "yes" if verdict == "flagged" else "no", threshold, mean, peak, file))
-        ticks.append(f'<line class="{verdict}" x1="{x:.2f}%" x2="{x:.2f}%" y1="6" y2="30"/>')
+        rows.append((_cell(path), score, "yes" if score > threshold else "no", threshold, mean, peak, file))
+        ticks.append(f'<line class="{verdict}" x1="{x:.2f}%" x2="{x:.2f}%" y1="24" y2="44"/>')
         width, height = size = _fit(sizes[i], THUMBNAIL_SIDE)
-        cards.append(
-            _CARD.substitute(
-                rank=rank,
-                verdict=verdict,
-                label=verdict.capitalize(),
-                icon=_ICONS[verdict],
-                path=_text(path),
-                name=_text(Path(*path.parts[-2:])),
-                image=_uri(_photograph(images[i], size), "JPEG"),
-                overlay=_uri(overlay(images[i], maps[i], size), "JPEG"),
-                size=f'width="{width}" height="{height}"',
-                score=f"{score:.4g}",
-                distance=f"{abs(score - threshold):.3g} {side} the threshold"
-                if score != threshold
-                else "at the threshold",
-                map=f"mean {mean:.2f}, maximum {peak:.2f}",
-                bar=f'x="{min(x, x0):.2f}%" width="{abs(x - x0):.2f}%"',
-                x0=f"{x0:.2f}%",
-            )
-        )
+        card = {
+            "verdict": verdict,
+            "label": verdict.capitalize(),
+            "icon": _ICONS[verdict],
+            "path": _text(path),
+            "name": _text(Path(*path.parts[-2:])),
+            "image": _uri(_photograph(images[i], size), "JPEG"),
+            "overlay": _uri(overlay(images[i], maps[i], size), "JPEG"),
+            "size": f'width="{width}" height="{height}"',
+            "score": f"{score:.4g}",
+            "facts": f"No. {rank} · {abs(score - threshold):.3g} {side} the threshold",
+            "map": f"map mean {mean:.2f}, maximum {peak:.2f}",
+            "bar": f'x="{min(x, x0):.2f}%" width="{abs(x - x0):.2f}%"',
+            "x0": f"{x0:.2f}%",
+        }
+        cards.append(_CARD.substitute(card))
     table = io.StringIO()
     csv.writer(table).writerows([("file", "score", "anomalous", "threshold", "map_mean", "map_max", "map"), *rows])
     write_atomically(out / "scores.csv", table.getvalue())
 
-    ramp = torch.linspace(0, 1, 256).expand(16, 256)
     flagged = sum(score > threshold for score in scores)
-    page = _PAGE.substitute(
-        title=_text(title),
-        style=_STYLE,
-        script=_SCRIPT,
-        style_hash=_hash(_STYLE),
-        script_hash=_hash(_SCRIPT),
-        n=len(scores),
-        images="image" if len(scores) == 1 else "images",
-        flagged=flagged,
-        passed=len(scores) - flagged,
-        threshold=f"{threshold:.4g}",
-        notes="".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in notes.items()),
-        low=f"{low:.3g}",
-        high=f"{high:.3g}",
-        x0=f"{x0:.2f}%",
-        ticks="".join(ticks),
-        legend=_uri(overlay(torch.full((3, 16, 256), 128, dtype=torch.uint8), ramp), "PNG"),
-        cards="".join(cards),
-    )
-    write_atomically(out / "report.html", page)
+    grey, ramp = torch.full((3, 16, 256), 128, dtype=torch.uint8), torch.linspace(0, 1, 256).expand(16, 256)
+    page = {
+        "title": _text(title),
+        "style": _STYLE,
+        "script": _SCRIPT,
+        "style_hash": _hash(_STYLE),
+        "script_hash": _hash(_SCRIPT),
+        "counted": f"{flagged} of {len(scores)} image{'s' * (len(scores) != 1)} flagged",
+        "n": len(scores),
+        "flagged": flagged,
+        "passed": len(scores) - flagged,
+        "threshold": f"{threshold:.4g}",
+        "notes": "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in notes.items()),
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "x0": f"{x0:.2f}%",
+        "anchor": "start" if x0 < 50 else "end",
+        "ticks": "".join(ticks),
+        "legend": _uri(overlay(grey, ramp), "PNG"),
+        "cards": "".join(cards),
+    }
+    write_atomically(out / "report.html", _PAGE.substitute(page))
     return out / "report.html"
 
 
@@ -199,48 +196,47 @@ _STYLE = """
   --flagged: #b34700; --passed: #0b63a5; }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #111418; --card: #1b2027; --ink: #e8ebef;
   --quiet: #a0a9b4; --line: #313842; --flagged: #ff9d57; --passed: #6cb6ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem clamp(1rem, 3vw, 2.5rem) 3rem; max-width: 90rem; background: var(--page);
+* { box-sizing: border-box; margin: 0; }
+[hidden] { display: none !important; }
+body { margin: auto; padding: 2rem clamp(1rem, 3vw, 2.5rem) 3rem; max-width: 90rem; background: var(--page);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.2; letter-spacing: -.01em; }
-.lead { margin: .5rem 0 1.5rem; font-size: 1.1rem; }
-.head { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.25rem 3rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .75rem 1.5rem; margin: 0; }
-dt, figcaption, .quiet { color: var(--quiet); font-size: .85rem; }
-dd, figure, .cards, .cards h2, .cards p { margin: 0; }
+h1 { font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.2; }
+dt, .quiet { color: var(--quiet); font-size: .85rem; }
 .flagged { color: var(--flagged); }
 .passed { color: var(--passed); }
-svg { display: block; overflow: visible; }
-svg.axis { width: 100%; height: 3.4rem; fill: var(--quiet); font-size: .8rem; }
+.head { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.25rem 3rem; }
+.lead { margin: .5rem 0 1.5rem; font-size: 1.1rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem 1.5rem; }
+svg { display: block; fill: currentColor; }
+svg.axis { width: 100%; height: 4.2rem; font-size: .8rem; }
 .axis line { stroke: currentColor; stroke-width: 2; stroke-opacity: .6; }
-.axis .threshold, .bar .threshold { stroke: var(--ink); stroke-width: 2; stroke-opacity: 1; }
-.tools { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: center;
-  justify-content: space-between; margin: 1.5rem 0 1rem; padding: .75rem 0; background: var(--page);
+svg .threshold { stroke: var(--ink); stroke-width: 2; stroke-opacity: 1; }
+.tools { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: center;
+  justify-content: space-between; margin: 1.25rem 0 1rem; padding: .75rem 0; background: var(--page);
   border-bottom: 1px solid var(--line); }
-[hidden] { display: none !important; }
-.filter { display: flex; gap: .4rem; }
+.filter, .legend { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
+.legend img { width: 10rem; height: .9rem; border-radius: .2rem; }
 button { padding: .3rem .9rem; border: 1px solid var(--line); border-radius: 2rem; background: var(--card);
   color: inherit; font: inherit; cursor: pointer; }
-button[aria-pressed=true] { background: var(--ink); border-color: var(--ink); color: var(--page); }
+button[aria-pressed=true] { background: var(--ink); color: var(--page); }
 button:focus-visible { outline: 3px solid var(--passed); outline-offset: 2px; }
-.legend { display: flex; gap: .6rem; align-items: center; }
-.legend img { width: 10rem; height: .9rem; border-radius: .2rem; }
 .cards { padding: 0; list-style: none; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .cards > li { padding: .9rem; border: 1px solid var(--line); border-radius: .75rem; background: var(--card);
   break-inside: avoid; }
 [data-show=flagged] > .passed, [data-show=passed] > .flagged { display: none; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }
-.pair img { display: block; width: 100%; height: auto; max-height: 20rem; object-fit: contain; border-radius: .4rem; }
-.verdict { display: flex; gap: .5rem; align-items: center; margin: .8rem 0 .4rem; font-weight: 650; }
-.verdict svg { width: 1.15rem; height: 1.15rem; fill: currentColor; fill-rule: evenodd; flex: none; }
-.score { margin-left: auto; color: var(--ink); font-size: 1.2rem; font-variant-numeric: tabular-nums; }
-.bar { width: 100%; height: 1rem; fill: currentColor; }
-.bar .track { fill: var(--line); }
-.cards h2 { margin-top: .5rem; color: var(--ink); font: 600 .9rem/1.4 ui-monospace, monospace; }
-.cards p.quiet { margin-top: .35rem; }
-@media print { body { padding: 0; font-size: .8rem; background: none; print-color-adjust: exact;
-  -webkit-print-color-adjust: exact; } .tools { position: static; } .filter { display: none; } }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; align-items: center; }
+.pair img { display: block; width: 100%; height: auto; max-height: 20rem; object-fit: contain; border-radius: .4rem;
+  outline: 1px solid var(--line); outline-offset: -1px; }
+.verdict { display: flex; gap: .5rem; align-items: center; margin: .75rem 0 .35rem; font-weight: 650; }
+.verdict svg { width: 1.15rem; height: 1.15rem; fill-rule: evenodd; }
+.score { margin-left: auto; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
+.score, h2 { color: var(--ink); }
+.bar { width: 100%; height: 1rem; }
+.track { fill: var(--line); }
+h2 { margin: .5rem 0 .25rem; font: 600 .9rem/1.4 ui-monospace, monospace; }
+@media print { body { padding: 0; font-size: .8rem; background: none; print-color-adjust: exact; }
+  .tools { position: static; } .filter { display: none; } }
 """
 
 _SCRIPT = """
@@ -258,7 +254,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'sha256-$style_hash';
- script-src 'sha256-$script_hash'; base-uri 'none'; form-action 'none'">
+  script-src 'sha256-$script_hash'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <link rel="icon" href="data:,">
@@ -267,15 +263,15 @@ _PAGE = Template("""<!DOCTYPE html>
 <body>
 <header>
 <h1 dir="auto">$title</h1>
-<p class="lead"><strong>$flagged of $n $images flagged</strong>, with a score above the threshold $threshold.</p>
+<p class="lead"><strong>$counted</strong>: a score above the threshold, $threshold.</p>
 <div class="head">
 <dl>$notes</dl>
-<figure>
-<svg class="axis" role="img" aria-label="All scores on one axis from $low to $high, threshold $threshold">
-$ticks<line class="threshold" x1="$x0" x2="$x0" y1="0" y2="36"/>
-<text x="0" y="52">$low</text><text x="$x0" y="52" text-anchor="middle">threshold</text>
-<text x="100%" y="52" text-anchor="end">$high</text></svg>
-<figcaption>Every score as a line; right of the threshold it is flagged.</figcaption>
+<figure class="quiet">
+<svg class="axis" role="img" aria-label="All scores on one axis from $low to $high, with the threshold $threshold">
+<text x="$x0" y="12" text-anchor="$anchor">threshold</text>$ticks
+<line class="threshold" x1="$x0" x2="$x0" y1="18" y2="50"/>
+<text x="1%" y="62">$low</text><text x="99%" y="62" text-anchor="end">$high</text></svg>
+<figcaption>Each line is an image's score. Right of the threshold the image is flagged.</figcaption>
 </figure>
 </div>
 </header>
@@ -287,10 +283,11 @@ $ticks<line class="threshold" x1="$x0" x2="$x0" y1="0" y2="36"/>
 <button type="button" value="passed" aria-pressed="false">Passed $passed</button>
 </div>
 <div class="legend quiet"><span>0 normal</span>
-<img src="$legend" width="256" height="16" alt="Colours of the map, from clear over purple and orange to pale yellow">
+<img src="$legend" width="256" height="16" alt="colours of the maps: clear, then purple, orange and pale yellow">
 <span>1 anomalous</span></div>
 </div>
-<ol class="cards">$cards</ol>
+<ol class="cards">$cards
+</ol>
 </main>
 <script>$script</script>
 </body>
@@ -306,5 +303,5 @@ _CARD = Template("""
 <svg class="bar" aria-hidden="true"><rect class="track" y="5" width="100%" height="6" rx="3"/>
 <rect $bar y="5" height="6"/><line class="threshold" x1="$x0" x2="$x0" y1="0" y2="16"/></svg>
 <h2 title="$path"><bdi>$name</bdi></h2>
-<p class="quiet">No. $rank, $distance. Map: $map.</p>
+<p class="quiet">$facts · $map</p>
 </li>""")
