@@ -19,14 +19,18 @@ from attnad.config import AugmentConfig
 _GRAY = (0.2989, 0.587, 0.114)  # luma weights of ITU-R BT.601, as torchvision has them
 
 
+def _require_square(x: Tensor) -> None:
+    if x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"images must be square, got {x.shape[-2]}x{x.shape[-1]}; resize first")
+
+
 def rotate(x: Tensor, quarter_turns: Tensor) -> Tensor:
     """Rotate each image by its own number of counter-clockwise quarter turns.
 
     Takes square images [n, c, s, s] and integers [n], taken modulo 4; returns [n, c, s, s].
     Raises ValueError on images that are not square. Source: section 3.2.1, "rotation".
     """
-    if x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"rotation by 90 degrees needs square images, got {x.shape[-2]}x{x.shape[-1]}; resize first")
+    _require_square(x)
     turned = torch.stack([x, x.rot90(1, (2, 3)), x.rot90(2, (2, 3)), x.rot90(3, (2, 3))])  # [4, n, c, s, s]
     return turned[quarter_turns % 4, torch.arange(len(x), device=x.device)]
 
@@ -108,6 +112,16 @@ def random_boxes(n: int, size: int, config: AugmentConfig, generator: torch.Gene
     return torch.stack([top, left, top + height, left + width], 1).long()
 
 
+def random_orders(n: int, patches: int, generator: torch.Generator) -> Tensor:
+    """Draw permutations of 0 ... patches - 1, never the identity (it becomes a shift by one): a normal image is none.
+
+    Returns integers [n, patches] on the generator's device.
+    """
+    order = torch.rand(n, patches, generator=generator, device=generator.device).argsort(1)
+    identity = torch.arange(patches, device=order.device)
+    return torch.where((order == identity).all(1, keepdim=True), identity.roll(1), order)
+
+
 def hard_augmentation(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """x'_ano = jitter(perm(rotate(x))): a transformation strong enough to leave the normal distribution.
 
@@ -116,7 +130,7 @@ def hard_augmentation(x: Tensor, config: AugmentConfig, generator: torch.Generat
     """
     n, device = len(x), x.device
     quarter_turns = torch.randint(1, 4, (n,), generator=generator, device=device)
-    orders = [torch.rand(n, g * g, generator=generator, device=device).argsort(1) for g in config.grids]
+    orders = [random_orders(n, g * g, generator) for g in config.grids]
     chosen = torch.randint(len(config.grids), (n,), generator=generator, device=device)
     factors = [_uniform(n, 1 - r, 1 + r, generator) for r in (config.brightness, config.contrast, config.saturation)]
     hue = _uniform(n, -config.hue, config.hue, generator)
@@ -133,9 +147,10 @@ def cut_and_fill(x: Tensor, filling: Tensor, boxes: Tensor) -> tuple[Tensor, Ten
     """x''_ano and A''_ano: replace a rectangle of each image by the same region of another one.
 
     Takes images [n, 3, s, s], their fillings of the same shape (zeros, or x'_ano) and boxes [n, 4]; returns the
-    images and their target maps [n, 1, s, s], 0 inside the rectangle and 1 outside. Source: section 3.2.1, after
-    CutMix (Yun et al. 2019).
+    images and their target maps [n, 1, s, s], 0 inside the rectangle and 1 outside.
+    Raises ValueError on images that are not square. Source: section 3.2.1, after CutMix (Yun et al. 2019).
     """
+    _require_square(x)
     inside = boxes_to_map(boxes, x.shape[-1])
     return torch.where(inside > 0, filling, x), 1 - inside
 

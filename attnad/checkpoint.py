@@ -80,7 +80,7 @@ def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Fill a module from tensors named `prefix.name`.
 
-    Raises CheckpointError, naming the file and the tensor, where names or shapes do not match: another
+    Raises CheckpointError, naming the file and the tensor, where names, shapes or types do not match: another
     architecture's weights are refused.
     """
     wanted = module.state_dict()
@@ -88,10 +88,10 @@ def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path
     if odd := sorted(wanted.keys() ^ given.keys()):
         raise CheckpointError(f"{path} is of another model: {prefix}.{odd[0]} and {len(odd) - 1} more do not match")
     for name, value in wanted.items():
-        if value.shape != given[name].shape:
+        if (value.shape, value.dtype) != (given[name].shape, given[name].dtype):
             raise CheckpointError(
-                f"{path} is of another model: {prefix}.{name} has shape {tuple(given[name].shape)}, "
-                f"not {tuple(value.shape)}; use the config.json that it was trained with"
+                f"{path} is of another model: {prefix}.{name} is {given[name].dtype} {tuple(given[name].shape)}, "
+                f"not {value.dtype} {tuple(value.shape)}; use the config.json that it was trained with"
             )
     module.load_state_dict(given)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -129,12 +130,24 @@ def recipe(name: str, data: str) -> RunConfig:
         stage1, stage2 = AttentionConfig(batch=batch), ADGANConfig(batch=batch)
         return RunConfig(data=data, recipe=name, size=size, attention=stage1, adgan=stage2)
     if name == "quick":
-        stage1 = AttentionConfig(
-            encoder="resnet18", width=16, latent=32, epochs=12, batch=32, learning_rate=1e-3, kl_weight=0.01,
-            adv_weight=0.05, adv_ano_weight=0.05,
-        )  # fmt: skip
-        stage2 = ADGANConfig(epochs=4, batch=32, learning_rate=5e-4, synthetic_fakes=True)
-        return RunConfig(data=data, recipe=name, size=size, attention=stage1, adgan=stage2)
+        return RunConfig(
+            data=data,
+            recipe=name,
+            size=size,
+            augment=AugmentConfig(box_area=(0.005, 0.3)),
+            attention=AttentionConfig(
+                encoder="resnet18",
+                width=16,
+                latent=32,
+                epochs=10,
+                batch=16,
+                learning_rate=1e-3,
+                adv_ano_weight=0.05,
+                adv_weight=0.05,
+                kl_weight=0.01,
+            ),
+            adgan=ADGANConfig(epochs=4, batch=32, learning_rate=5e-4, synthetic_fakes=True),
+        )
     raise ValueError(f"there is no recipe {name!r}; use quick or paper")
 
 
@@ -144,35 +157,39 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Build a configuration of class `cls` from plain dictionaries.
+    """Build a configuration of class `cls` from plain dictionaries, as `to_dict` or JSON gives them.
 
     Raises ValueError on a key that is unknown or missing and on a value of another type, naming it, so that a file of
     another version is refused.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
-    names, hints = {f.name for f in fields(cls)}, get_type_hints(cls)
-    if wrong := sorted(names ^ set(values)):
+    hints = get_type_hints(cls)
+    if wrong := sorted(hints.keys() ^ values.keys()):
         raise ValueError(
             f"{cls.__name__} does not match this version of attnad: {', '.join(wrong)} unknown or missing; "
             "use the version that wrote it, or train again"
         )
     built: dict[str, Any] = {}
-    for f in fields(cls):
-        value, hint = values[f.name], hints[f.name]
+    for name, hint in hints.items():
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
         if is_dataclass(hint):
             value = from_dict(hint, value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        default = None if is_dataclass(hint) else f.default
-        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-        whole_number = isinstance(default, float) and type(value) is int
-        optional = f.name == "normal_class" and (value is None or isinstance(value, str))
-        if (
-            default is not None
-            and not (same or whole_number)
-            or (default is None and not is_dataclass(hint) and not optional)
-        ):
-            raise ValueError(f"{cls.__name__}.{f.name} cannot be {value!r}; use a value like {default!r}")
-        built[f.name] = value
+        elif not _fits(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else hint
+            raise ValueError(f"{cls.__name__}.{name} cannot be {value!r}; it takes {wanted}")
+        built[name] = value
     return cls(**built)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type: a class, or a Literal, union or tuple of such."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin is UnionType:
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        args = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is ... else args
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    return type(value) is hint or (hint is float and type(value) is int)  # a bool is no int here

