@@ -16,9 +16,6 @@ from torch import Tensor
 
 from attnad.config import AugmentConfig
 
-_GRAY = (0.2989, 0.587, 0.114)  # luma weights of ITU-R BT.601, as torchvision has them
-
-
 def _require_square(x: Tensor) -> None:
     if x.shape[-1] != x.shape[-2]:
         raise ValueError(f"images must be square, got {x.shape[-2]}x{x.shape[-1]}; resize first")
@@ -61,11 +58,16 @@ def color_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
     step as torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation`, `adjust_hue`.
     """
     brightness, contrast, saturation, hue = (p[:, None, None, None] for p in (brightness, contrast, saturation, hue))
-    weights = x.new_tensor(_GRAY)[None, :, None, None]
     x = (brightness * x).clamp(0, 1)
-    x = torch.lerp((x * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True), x, contrast).clamp(0, 1)
-    x = torch.lerp((x * weights).sum(1, keepdim=True), x, saturation).clamp(0, 1)
+    x = torch.lerp(_gray(x).mean((2, 3), keepdim=True), x, contrast).clamp(0, 1)
+    x = torch.lerp(_gray(x), x, saturation).clamp(0, 1)
     return _shift_hue(x, hue)
+
+
+def _gray(x: Tensor) -> Tensor:
+    """Luma [n, 1, h, w] of ITU-R BT.601, with torchvision's rounding of the weights."""
+    r, g, b = x.split(1, 1)
+    return 0.2989 * r + 0.587 * g + 0.114 * b
 
 
 def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
@@ -77,8 +79,8 @@ def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     sixths = torch.where(
         value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
     )  # [n, 1, h, w]
-    offsets = x.new_tensor([5.0, 3.0, 1.0])[None, :, None, None]  # of red, green, blue
-    k = (offsets + sixths + 6 * turns) % 6
+    sixths = sixths + 6 * turns
+    k = torch.cat([5 + sixths, 3 + sixths, 1 + sixths], 1) % 6  # for red, green, blue
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 

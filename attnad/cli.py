@@ -5,7 +5,6 @@ Every hyper-parameter of `attnad.config` is a flag; the recipe gives the default
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Union
 
+import torch
 import tyro
 
 from attnad.checkpoint import CheckpointError, write_atomically
@@ -38,6 +38,8 @@ class Train(RunConfig):
     data: tyro.conf.Positional[str] = "textures"
     """textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and test/<class>,
     or simply images, all normal."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="{quick,paper}")] = "quick"  # `attnad.config.recipe` refuses others
+    """Where the other values come from: quick, for a laptop's CPU, or paper, as close to the paper as it says."""
     device: Device = "auto"
     data_root: DataRoot = None
     out: Path | None = None
@@ -52,6 +54,8 @@ class Evaluate:
     """Folder of a finished run."""
     data: tyro.conf.Positional[str | None] = None
     """Test images; by default those of the data set that the run was trained on."""
+    normal_class: str | None = None
+    """The class that is normal there; by default the run's."""
     json: Path | None = None
     """Write the metrics to this file too."""
     device: Device = "auto"
@@ -79,9 +83,8 @@ def train(command: Train) -> None:
     try:
         run = train_run(config, out, device=command.device, data_root=command.data_root)
     except KeyboardInterrupt:
-        raise TrainingError(
-            f"stopped; run the same command again to go on from the last saved epoch in {out}"
-        ) from None
+        remedy = f"run the same command again to go on from the last saved epoch in {out}"
+        raise KeyboardInterrupt(remedy) from None
     seconds = sum(run.facts["seconds"].values())
     print(f"Trained on {run.facts['n_train']} normal images in {seconds:.0f} s on {run.facts['device']}: {out}")
     print(f"Next: attnad evaluate {out}")
@@ -91,11 +94,11 @@ def evaluate(command: Evaluate) -> None:
     """Carry out `attnad evaluate`."""
     run = load_run(command.run, device=command.device)
     config = run.config
-    data = command.data or config.data
-    same = data == config.data
-    test = load_test(data, size=config.size, normal_class=config.normal_class if same else None, root=command.data_root)
-    result = {"run": str(command.run), "data": data, "normal_class": config.normal_class, **evaluate_run(run, test)}
+    data, normal_class = command.data or config.data, command.normal_class or config.normal_class
+    test = load_test(data, size=config.size, normal_class=normal_class, root=command.data_root)
+    result = {"run": str(command.run), "data": data, "normal_class": normal_class, **evaluate_run(run, test)}
     if command.json is not None:
+        command.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(command.json, json.dumps(result, indent=2) + "\n")
     print(_table(run, result))
 
@@ -146,26 +149,39 @@ def score(command: Score) -> None:
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
 
 
+def _parse(arguments: Sequence[str]) -> Train | Evaluate | Score:
+    """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
+
+    def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Train | Evaluate | Score:
+        try:
+            defaults = Train(**vars(recipe(recipe_, data)))
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        commands = Union[  # noqa: UP007 (reads better than | over three lines)
+            Annotated[Train, tyro.conf.subcommand("train", default=defaults)],
+            Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+            Annotated[Score, tyro.conf.subcommand("score")],
+        ]
+        config = (tyro.conf.OmitSubcommandPrefixes,)
+        return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=config)
+
+    if arguments[:1] != ["train"]:
+        return parse(arguments)
+    first = parse([argument for argument in arguments if argument not in ("-h", "--help")])
+    return parse(arguments, first.recipe, first.data)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # The recipe and the data decide the defaults that --help shows, so they are read first.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", choices=("quick", "paper"), default="quick")
-    chosen = first.parse_known_args(arguments)[0].recipe
-    data = next((a for a in arguments[1:2] if not a.startswith("-")), "textures")
-    defaults = recipe(chosen, data)
-    defaults = Train(**{f.name: getattr(defaults, f.name) for f in fields(RunConfig)})
-    commands = Union[  # noqa: UP007 (reads better than | over three lines)
-        Annotated[Train, tyro.conf.subcommand("train", default=defaults)],
-        Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-        Annotated[Score, tyro.conf.subcommand("score")],
-    ]
-    command = tyro.cli(
-        commands, args=arguments, prog="attnad", description=DESCRIPTION, config=(tyro.conf.OmitSubcommandPrefixes,)
-    )
     try:
+        command = _parse(list(sys.argv[1:] if arguments is None else arguments))
         {Train: train, Evaluate: evaluate, Score: score}[type(command)](command)
+    except KeyboardInterrupt as stop:
+        print(f"attnad: stopped; {stop}" if str(stop) else "attnad: stopped", file=sys.stderr)
+        return 130
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(f"attnad: out of memory ({error}); try a smaller --size or batch", file=sys.stderr)
+        return 1
     except (DataError, WeightsError, TrainingError, CheckpointError, OSError) as error:
         print(f"attnad: {error}", file=sys.stderr)
         return 1

@@ -91,6 +91,10 @@ class ADGANConfig:
     """Train the two layers of F_img with D2, or keep them frozen (D16)."""
     synthetic_fakes: bool = False
     """Show D2 the masked features of synthetic anomalies as fakes too, as table 1's study does with images (D17)."""
+    real_anomalies: int = 0
+    """Show D2 so many training images of the other classes as fakes too: the row "semi" of table 1 (D23)."""
+    pixels: bool = False
+    """Work on images, without features and attention: the DCGAN with an encoder of table 1 (D22)."""
     ema: float = 0.99
     """Decay, a step, of the moving average of D2's weights that scores (D18)."""
 

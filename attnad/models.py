@@ -253,23 +253,29 @@ class FeatureLayers(nn.Module):
 class ADGAN(nn.Module):
     """Stage 2: a GAN on masked features F_nor (section 3.3, figure 2).
 
-    Generator G2 encodes and decodes features [n, c, s/2, s/2]; D2 gives their logits [n].
+    Generator G2 encodes and decodes features [n, c, s/2, s/2]; D2 gives their logits [n]. With `pixels` the images
+    themselves [n, 3, s, s] take the features' place and no attention is paid: table 1's DCGAN with an encoder (D22).
     """
 
-    def __init__(self, encoder: ResNet18 | EfficientNetLite0, config: AttentionConfig, size: int):
+    def __init__(
+        self, encoder: ResNet18 | EfficientNetLite0, config: AttentionConfig, size: int, *, pixels: bool = False
+    ):
         super().__init__()
-        self.features = FeatureLayers(encoder)
-        channels = self.features.out_channels
+        self.pixels = pixels
+        self.features = nn.Identity() if pixels else FeatureLayers(encoder)
+        channels = 3 if pixels else self.features.out_channels
         # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
         self.encoder = ResNet18(config.width, channels)
         self.decoder = nn.Sequential(
-            _decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width // 2, channels, 1), nn.ReLU()
+            _decoder(self.encoder.out_channels, config.width),
+            nn.Conv2d(config.width // 2, channels, 1),
+            nn.Sigmoid() if pixels else nn.ReLU(),
         )
-        self.discriminator = Discriminator(channels, size // 2, config.width)
+        self.discriminator = Discriminator(channels, size if pixels else size // 2, config.width)
 
     def masked(self, x: Tensor, a_gen: Tensor) -> Tensor:
         """F_nor of eq. (6) for images [n, 3, s, s] and their maps [n, 1, s, s]: [n, c, s/2, s/2]."""
-        return masked_features(self.features(x), a_gen)
+        return x if self.pixels else masked_features(self.features(x), a_gen)
 
     def generate(self, f_nor: Tensor) -> Tensor:
         """G2: features to features of the same shape."""

@@ -213,8 +213,10 @@ svg .threshold { stroke: var(--ink); stroke-width: 2; stroke-opacity: 1; }
 .tools { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: center;
   justify-content: space-between; margin: 1.25rem 0 1rem; padding: .75rem 0; background: var(--page);
   border-bottom: 1px solid var(--line); }
-.filter, .legend { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
-.legend img { width: 10rem; height: .9rem; border-radius: .2rem; }
+.filter, .legend { display: flex; gap: .5rem; align-items: center; white-space: nowrap; }
+.filter { flex-wrap: wrap; }
+.legend { max-width: 100%; }
+.legend img { flex: 0 1 10rem; min-width: 0; height: .9rem; border-radius: .2rem; }
 button { padding: .3rem .9rem; border: 1px solid var(--line); border-radius: 2rem; background: var(--card);
   color: inherit; font: inherit; cursor: pointer; }
 button[aria-pressed=true] { background: var(--ink); color: var(--page); }
@@ -263,7 +265,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <body>
 <header>
 <h1 dir="auto">$title</h1>
-<p class="lead"><strong>Flagged $flagged of $n</strong> · threshold $threshold</p>
+<p class="lead"><strong>Images flagged: $flagged of $n</strong> · threshold $threshold</p>
 <div class="head">
 <dl>$notes</dl>
 <figure class="quiet">

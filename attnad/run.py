@@ -11,8 +11,12 @@ RUN/run.json                       threshold and facts about the training, writt
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,10 @@ from attnad.checkpoint import (
     module_tensors,
     save_json,
     save_tensors,
+    write_atomically,
 )
 from attnad.config import RunConfig, from_dict, to_dict
-from attnad.data import TestSet, load_train, split_normal
+from attnad.data import TestSet, classes, load_train, split_normal
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
@@ -63,36 +68,44 @@ def train_run(
     *,
     device: str = "auto",
     data_root: Path | None = None,
+    stage1: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
     progress: bool = True,
 ) -> Run:
     """Train both stages into a folder, or go on where it stopped, or load it where it is finished.
 
-    Reads normal training images only; a tenth of them is held out for the threshold.
+    Reads normal training images only; a tenth of them is held out for the threshold. `stage1` is the folder of a
+    finished run with the same data, seed and stage 1, whose attention network is taken over rather than trained again.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
-    if config.size < 32 or config.size % 32:
-        raise TrainingError(f"size {config.size} does not fit the networks; choose a multiple of 32")
+    try:
+        _check(config)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     chosen = pick_device(device)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise TrainingError(
             f"{folder} is in use by another attnad train; wait for it or choose another --out"
         ) from error
-    try:
+    with lock:
         _claim(config, folder)
         if (folder / "run.json").exists():
+            _remove_states(folder)  # a kill may have come before it
             return load_run(folder, device=device)
         normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
         images, held_out = split_normal(normal.images, seed=config.seed)
         if len(images) < 2:
             raise TrainingError(f"{config.data} has {len(normal.images)} normal images; training needs 3 or more")
         arguments = {"device": chosen, "folder": folder, "save_seconds": save_seconds, "progress": progress}
-        network, discriminator = train_attention(config, images, **arguments)
-        adgan = train_adgan(config, images, network, **arguments)
+        if stage1 is None or (folder / "attention.state.safetensors").exists():
+            network, discriminator = train_attention(config, images, **arguments)
+        else:
+            network, discriminator = _take_over(stage1, folder, config, chosen)
+        anomalies = _real_anomalies(config, data_root) if config.adgan.real_anomalies else None
+        adgan = train_adgan(config, images, network, anomalies=anomalies, **arguments)
 
         save_tensors(
             folder / "attention.safetensors",
@@ -113,21 +126,48 @@ def train_run(
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         save_json(folder / "run.json", run.facts)
-        for state in folder.glob("*.state.safetensors"):
-            state.unlink()
+        _remove_states(folder)
         return run
-    finally:
-        lock.release()
+
+
+def _remove_states(folder: Path) -> None:
+    for state in folder.glob("*.state.safetensors"):
+        state.unlink()
+
+
+def _take_over(
+    stage1: Path, folder: Path, config: RunConfig, device: torch.device
+) -> tuple[AttentionNetwork, Discriminator]:
+    """Load stage 1 from another run, and begin the log with that run's, as if it had been trained here."""
+    there = _load_config(stage1 / "config.json")
+    if differences := _differences(
+        to_dict(replace(there, adgan=config.adgan, image_score=config.image_score)), to_dict(config)
+    ):
+        raise TrainingError(f"{stage1} has another stage 1 ({'; '.join(differences)}); train it instead")
+    if not (folder / "adgan.state.safetensors").exists():
+        lines = (stage1 / "log.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        write_atomically(folder / "log.csv", "".join(lines[:1] + [n for n in lines if n.startswith("attention,")]))
+    return _load_attention(stage1, config, device)
+
+
+def _real_anomalies(config: RunConfig, data_root: Path | None) -> Tensor:
+    """Draw training images of the other classes, for table 1's "semi": uint8 [real_anomalies, 3, s, s]."""
+    others = [name for name in classes(config.data, data_root) if name != config.normal_class]
+    if config.normal_class is None or not others:
+        raise TrainingError(f"{config.data}: real anomalies need a data set of several classes and a normal one")
+    load = partial(load_train, config.data, size=config.size, root=data_root)
+    images = torch.cat([load(normal_class=name).images for name in others])
+    generator = torch.Generator().manual_seed(config.seed)
+    return images[torch.randperm(len(images), generator=generator)[: config.adgan.real_anomalies]]
 
 
 def _claim(config: RunConfig, folder: Path) -> None:
-    """Write config.json, or check that the folder's own says the same."""
+    """Write config.json; where training has left something, check instead that the folder's own says the same."""
     path = folder / "config.json"
-    if not path.exists():
+    there = _load_config(path) if path.exists() else None  # a config.json of something else is never written over
+    if there is None or not any([*folder.glob("*.safetensors"), *folder.glob("run.json")]):
         save_json(path, to_dict(config))
-        return
-    there = to_dict(_load_config(path))
-    if differences := _differences(there, to_dict(config)):
+    elif differences := _differences(to_dict(there), to_dict(config)):
         raise TrainingError(
             f"{folder} holds a run with another configuration ({'; '.join(differences)}); "
             "give the same values to go on with it, or choose another --out"
@@ -146,9 +186,39 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
 
 def _load_config(path: Path) -> RunConfig:
     try:
-        return from_dict(RunConfig, load_json(path))
+        config = from_dict(RunConfig, load_json(path))
+        _check(config)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return config
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("size", "a multiple of 32", lambda v: v >= 32 and v % 32 == 0),
+    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+    ("augment.grids", "one or more whole numbers from 2 to 32", lambda v: v and all(2 <= g <= 32 for g in v)),
+    ("augment.box_area", "two shares above 0 and up to 1, the lower first", lambda v: 0 < v[0] <= v[1] <= 1),
+    ("augment.box_aspect", "1 or more", lambda v: 1 <= v < math.inf),
+    ("augment.hue", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
+    ("augment.whole_share augment.brightness augment.contrast augment.saturation adgan.ema",
+     "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("attention.epochs attention.latent", "1 or more", lambda v: v >= 1),
+    ("attention.width attention.batch adgan.batch", "2 or more", lambda v: v >= 2),
+    ("attention.learning_rate adgan.learning_rate", "above 0", lambda v: 0 < v < math.inf),
+    ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("attention.adv_ano_weight attention.adv_weight attention.g_weight attention.att_weight attention.kl_weight "
+     "adgan.reconstruction_weight adgan.epochs adgan.real_anomalies", "0 or more", lambda v: 0 <= v < math.inf),
+)  # fmt: skip
+
+
+def _check(config: RunConfig) -> None:
+    """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
+    for names, range_, fits in _RANGES:
+        for name in names.split():
+            if not fits(value := attrgetter(name)(config)):
+                raise ValueError(f"{name} cannot be {value}; choose {range_}")
+    if odd := [grid for grid in config.augment.grids if config.size % grid]:
+        raise ValueError(f"augment.grids: {config.size} pixels do not divide by {odd[0]}; choose another grid or size")
 
 
 def _logged_seconds(path: Path) -> dict[str, float]:
@@ -173,20 +243,28 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is not finished; run the same attnad train command again to go on with it")
     facts = load_json(folder / "run.json")
-    if not isinstance(facts.get("threshold"), (int, float)):
-        raise CheckpointError(f"{folder / 'run.json'} has no threshold; restore it or train again")
+    kinds = {"threshold": (int, float), "threshold_from": str, "n_train": int, "seconds": dict, "device": str}
+    for name, kind in kinds.items():
+        if not isinstance(facts.get(name), kind) or (name == "threshold" and not math.isfinite(facts[name])):
+            raise CheckpointError(f"{folder / 'run.json'}: {name} is missing or damaged; restore it or train again")
     chosen = pick_device(device)
+    network, discriminator = _load_attention(folder, config, chosen)
+    adgan = ADGAN(network.encoder, config.attention, config.size, pixels=config.adgan.pixels)
+    path = folder / "adgan.safetensors"
+    load_module("adgan", adgan, load_tensors(path), path)
+    adgan = adgan.to(chosen, memory_format=torch.channels_last).eval()
+    return Run(config, network, discriminator, adgan, facts)
+
+
+def _load_attention(folder: Path, config: RunConfig, device: torch.device) -> tuple[AttentionNetwork, Discriminator]:
     network = AttentionNetwork(config.attention, pretrained=False)
     discriminator = Discriminator(4, config.size, config.attention.width)
-    adgan = ADGAN(network.encoder, config.attention, config.size)
     path = folder / "attention.safetensors"
     tensors = load_tensors(path)
     load_module("network", network, tensors, path)
     load_module("discriminator", discriminator, tensors, path)
-    path = folder / "adgan.safetensors"
-    load_module("adgan", adgan, load_tensors(path), path)
-    modules = [m.to(chosen, memory_format=torch.channels_last).eval() for m in (network, discriminator, adgan)]
-    return Run(config, *modules, facts)
+    network, discriminator = (m.to(device, memory_format=torch.channels_last) for m in (network, discriminator))
+    return network.eval(), discriminator.eval()
 
 
 def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:

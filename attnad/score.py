@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
-from attnad.train import _autocast, to_float
+from attnad.train import autocast, to_float
 
 
 class Scores(NamedTuple):
@@ -31,7 +31,7 @@ def score(
     parts = []
     for part in images.split(batch):
         x = to_float(part.to(device))
-        with _autocast(device):
+        with autocast(device):
             out = network(x)
             a_gen, x_re = out.a_gen.float(), out.x_re.float()
             d1, d2 = discriminator(pair(x, a_gen)).float(), adgan.discriminator(adgan.masked(x, a_gen)).float()

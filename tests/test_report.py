@@ -114,7 +114,7 @@ def test_table_page_and_maps_agree_and_come_worst_first(tmp_path):
     flagged = verdicts.count("flagged")
     buttons = [text for _, text in page.all("button")]
     assert buttons == ["All 7", f"Flagged {flagged}", f"Passed {7 - flagged}"]
-    assert f"Flagged {flagged} of 7" in page.all("p", **{"class": "lead"})[0][1]
+    assert f"Images flagged: {flagged} of 7" in page.all("p", **{"class": "lead"})[0][1]
     assert [text for _, text in page.all("dt")] == ["Run", "Seed"]
     assert [text for _, text in page.all("dd")] == ["runs/bottle", "0"]
     assert len(page.all("line", **{"class": "threshold"})) == 7 + 1

@@ -1,0 +1,483 @@
+"""The paper's tables as lists of runs: train what is missing, write each figure into one CSV, print it beside the paper's.
+
+A run is a configuration, and its folder is named after it, so that a run that several tables need is trained once,
+a finished one is skipped and an interrupted one goes on. Nothing is chosen by its test results: all is fixed here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+from PIL import Image
+
+from attnad.baseline import BaselineConfig, evaluate_baseline
+from attnad.checkpoint import load_json, save_json, write_atomically
+from attnad.config import RunConfig, recipe
+from attnad.data import CIFAR10_CLASSES, DataError, TestSet, _folder, _root, load_test
+from attnad.metrics import METRICS
+from attnad.run import evaluate_run, train_run
+from attnad.train import TrainingError
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+MVTEC_CATEGORIES = (
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
+    "toothbrush", "transistor", "wood", "zipper",
+)  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """One kind of run in a table: what differs from the recipe, and the rows it gives, {method: {metric: key}}.
+
+    A key leads into what `attnad.run.evaluate_run` returns, dots into its inner tables. Without overrides (None) it is
+    the baseline, nearest neighbours on frozen features.
+    """
+
+    overrides: dict[str, Any] | None
+    rows: dict[str, dict[str, str]]
+
+
+def _by_score(name: str) -> dict[str, str]:
+    return {"image_auroc": f"image_auroc_by_score.{name}"}
+
+
+_IMAGE = {name: name for name in METRICS if not name.startswith("pixel") and name != "aupro"}
+_ALL = {name: name for name in METRICS}
+_STUDY = {
+    "pixel_auroc": "pixel_auroc",
+    "image_auroc": "image_auroc",
+    "image_auroc_defect": "by_kind.defect.image_auroc",
+    "image_auroc_other": "by_kind.other.image_auroc",
+    **{f"image_auroc_by_{score}": f"image_auroc_by_score.{score}" for score in ("adgan", "attention")},
+}
+
+_ADGAN = {"adgan.synthetic_fakes": False, "image_score": "adgan"}  # section 3.3 as it is printed
+_FAKES = {"adgan.synthetic_fakes": True, "image_score": "adgan"}  # the other reading (D17)
+_STAGE1 = {"adgan.epochs": 0, "adgan.synthetic_fakes": False, "image_score": "attention"}  # no stage 2 is needed
+BASELINE = "nearest neighbours (frozen features)"
+
+
+def _dcgan(*steps: str, **overrides: Any) -> Variant:
+    """A row of table 1: a GAN on images, and as fakes x'_ano made by these steps of hard augmentation (D22)."""
+    values = {
+        "attention.epochs": 0, "attention.encoder": "resnet18", "adgan.pixels": True, "image_score": "adgan",
+        "augment.whole_share": 1.0, "adgan.synthetic_fakes": bool(steps),
+    }  # fmt: skip
+    values |= {f"augment.{step}": step in steps for step in ("rotation", "permutation", "jitter")}
+    values |= overrides
+    return Variant(values, {})
+
+
+def _named(variants: dict[str, Variant], metrics: dict[str, str]) -> list[Variant]:
+    return [variant._replace(rows={name: metrics}) for name, variant in variants.items()]
+
+
+# What each deviation from the paper does, on the embedded textures: method -> what differs from the recipe.
+TEXTURE_STUDY: dict[str, dict[str, Any]] = {
+    "as the recipe says": {},
+    "unit weights (as printed)": {
+        "attention.adv_weight": 1.0, "attention.adv_ano_weight": 1.0, "attention.g_weight": 1.0,
+        "attention.att_weight": 1.0, "attention.kl_weight": 1.0,
+    },
+    "no adversarial losses": {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0},
+    "anomalies not reconstructed": {"attention.reconstruct_anomalies": False},
+    "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
+    "ADGAN trains its features": {"adgan.train_features": True},
+    "ADGAN without moving average": {"adgan.ema": 0.0},
+    "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
+    "rectangles of 0.5 to 10 %": {"augment.box_area": (0.005, 0.1)},
+    "no whole-image anomalies": {"augment.whole_share": 0.0},
+}  # fmt: skip
+
+TABLES: dict[str, list[Variant]] = {
+    "table1": _named(
+        {
+            "base": _dcgan(),
+            "rotate": _dcgan("rotation"),
+            "perm": _dcgan("permutation"),
+            "jitter": _dcgan("jitter"),
+            "rotate+perm": _dcgan("rotation", "permutation"),
+            "rotate+perm+jitter": _dcgan("rotation", "permutation", "jitter"),
+            "semi (128 real anomalies)": _dcgan(**{"adgan.real_anomalies": 128}),
+        },
+        _by_score("adgan"),
+    ),
+    "table2": [
+        Variant(None, {BASELINE: {"image_auroc": "image_auroc"}}),
+        Variant(_ADGAN, {"ADGAN": _by_score("adgan")}),
+        Variant(_FAKES, {"ADGAN + synthetic fakes": _by_score("adgan")}),
+    ],
+    "table3": [
+        Variant(None, {BASELINE: _ALL}),
+        Variant(_ADGAN, {"ADGAN": _ALL, "attention mean": _by_score("attention")}),
+        Variant(_FAKES, {"ADGAN + synthetic fakes": _IMAGE}),  # stage 1, and so every map, is the same
+    ],
+    "table4": [
+        Variant(_STAGE1 | {"attention.att_weight": 0.0}, {"L_adv^ano only": {"pixel_auroc": "pixel_auroc"}}),
+        Variant(_STAGE1 | {"attention.adv_ano_weight": 0.0}, {"L_att only": {"pixel_auroc": "pixel_auroc"}}),
+        Variant(_STAGE1, {"L_adv^ano + L_att": {"pixel_auroc": "pixel_auroc"}}),
+    ],
+    "table5": [
+        Variant(
+            _ADGAN,
+            {
+                "reconstruction loss (no ADGAN)": _by_score("reconstruction"),
+                "stage-1 discriminator (no ADGAN)": _by_score("discriminator"),
+                "attention mean": _by_score("attention"),
+                "ADGAN": _by_score("adgan"),
+            },
+        ),
+        Variant(_FAKES, {"ADGAN + synthetic fakes": _by_score("adgan")}),
+    ],
+    "textures": [Variant(overrides, {name: _STUDY}) for name, overrides in TEXTURE_STUDY.items()],
+}
+
+CLASSES = {
+    "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
+    "table5": CIFAR10_CLASSES, "textures": ("brick",),
+}  # fmt: skip
+PAPER_METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "classification accuracy": "balanced_accuracy"}
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """A run that a table needs, and the rows that it gives."""
+
+    table: str
+    name: str  # of the class or category
+    variant: Variant
+    config: RunConfig | BaselineConfig
+
+
+def jobs(
+    table: str,
+    *,
+    classes: Sequence[str],
+    seeds: Sequence[int],
+    recipe_name: str = "quick",
+    overrides: dict[str, Any] | None = None,
+) -> list[Job]:
+    """List a table's runs, one for each seed, variant and class; `overrides` apply before those of the variants."""
+    planned = []
+    for seed, variant, name in product(seeds, TABLES[table], classes):
+        data = {MVTEC_CATEGORIES: name, CIFAR10_CLASSES: "cifar10"}.get(CLASSES[table], "textures")
+        normal_class = None if data == name else name
+        if variant.overrides is None:
+            config = BaselineConfig(data=data, normal_class=normal_class, size=128 if data == "cifar10" else 256, seed=seed)
+        else:
+            config = replace(recipe(recipe_name, data), normal_class=normal_class, seed=seed)
+            config = override(override(config, overrides or {}), variant.overrides)
+        planned.append(Job(table, name, variant, config))
+    return planned
+
+
+def override(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """Replace values of a configuration, named with a dot inside a part: {"adgan.epochs": 3}. Raises TypeError."""
+    for name, value in values.items():
+        part, _, field = name.rpartition(".")
+        config = replace(config, **{part: replace(getattr(config, part), **{field: value})} if part else {field: value})
+    return config
+
+
+def short_hash(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def folder_name(config: RunConfig | BaselineConfig) -> str:
+    """Name a run's folder: what it is, the hash of all that decides its stage 1, and the hash of its whole configuration."""
+    values = asdict(config)
+    kind, parts = "neighbours", [short_hash(values)]
+    if isinstance(config, RunConfig):
+        stage1 = {key: value for key, value in values.items() if key not in ("adgan", "image_score")}
+        kind, parts = config.recipe, [short_hash(stage1), *parts]
+    return "-".join(filter(None, [Path(config.data).name, config.normal_class, kind, f"seed{config.seed}", *parts]))
+
+
+def measure(
+    config: RunConfig | BaselineConfig,
+    runs: Path,
+    *,
+    data_root: Path | None = None,
+    device: str = "auto",
+    commit: str = "",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train and evaluate one run into its folder below `runs`, or read what it gave where that is done.
+
+    Returns what `evaluate_run` returns, with "facts", "dataset" and "commit"; raises what training and data raise.
+    """
+    folder = runs / folder_name(config)
+    path = folder / "metrics.json"
+    if path.exists():
+        return load_json(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {"device": device, "data_root": data_root}
+    if isinstance(config, BaselineConfig):
+        test = _load_test(config, data_root)
+        outcome = evaluate_baseline(config, test, **where)
+    else:
+        siblings = sorted(runs.glob(f"{folder.name.rpartition('-')[0]}-*/run.json"))
+        stage1 = siblings[0].parent if siblings and config.attention.epochs else None
+        run = train_run(config, folder, stage1=stage1, progress=progress, **where)
+        test = _load_test(config, data_root)  # not before the weights are final
+        outcome = evaluate_run(run, test) | {"facts": run.facts}
+    outcome |= {"n_good": int((~test.labels).sum()), "dataset": _dataset(config.data, test, data_root), "commit": commit}
+    save_json(path, outcome)
+    return outcome
+
+
+def _load_test(config: RunConfig | BaselineConfig, data_root: Path | None) -> TestSet:
+    return load_test(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+
+
+def _dataset(data: str, test: TestSet, data_root: Path | None) -> str:
+    """Name a data set as the paper does, and what was done to its files, if it was: JPEG coding, a smaller size."""
+    if data == "textures":
+        return data
+    if data == "cifar10":
+        return "CIFAR-10 (JPEG)" if test.names[0].endswith((".jpg", ".jpeg")) else "CIFAR-10"
+    with Image.open(_folder(data, data_root) / test.names[0]) as image:
+        side = max(image.size)
+    return "MVTec AD" if side >= 700 else f"MVTec AD ({side} px)"  # the original's sides are 700 to 1,024 pixels
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+KEY = ("table", "dataset", "class", "method", "recipe", "encoder", "size", "epochs", "seed", "metric")
+COLUMNS = (
+    "table", "dataset", "class", "method", "recipe", "encoder", "weights", "size", "seed", "metric", "value", "n",
+    "epochs", "commit", "torch", "device", "threads", "seconds", "date", "config",
+)  # fmt: skip
+
+
+def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
+    """Make a run's rows of results.csv from what `measure` gave; a metric that is undefined there has none."""
+    config, facts, found = job.config, outcome["facts"], []
+    if isinstance(config, BaselineConfig):
+        kind, encoder, epochs = "-", "efficientnet-lite0", "0"
+    else:
+        kind, encoder = config.recipe, config.attention.encoder
+        epochs = f"{config.attention.epochs}+{config.adgan.epochs}"
+    for method, metrics in job.variant.rows.items():
+        for metric, key in metrics.items():
+            if (value := _lookup(outcome, key)) is None:
+                continue
+            n = outcome["n_pixel_images" if metric in ("aupro", *(m for m in METRICS if m.startswith("pixel"))) else "n"]
+            if key.startswith("by_kind."):
+                n = outcome["n_good"] + _lookup(outcome, key.rpartition(".")[0])["n"]
+            row = (
+                job.table, outcome["dataset"], job.name, method, kind, encoder,
+                "random" if encoder == "resnet18" else "imagenet", config.size, config.seed, metric, f"{value:.6f}", n,
+                epochs, outcome["commit"], facts["torch"], facts["device"], facts["threads"],
+                f"{sum(facts['seconds'].values()):.1f}", facts["date"], short_hash(asdict(config)),
+            )  # fmt: skip
+            found.append(dict(zip(COLUMNS, map(str, row), strict=True)))
+    return found
+
+
+def _lookup(values: Any, key: str) -> Any:
+    """What a dotted key leads to; None where the way ends earlier."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """Read results.csv or paper.csv as dictionaries, none where the file is missing. Raises DataError on other columns."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        found = list(reader)
+    if path.name == "results.csv" and tuple(reader.fieldnames or ()) != COLUMNS:
+        raise DataError(f"{path}: has not the columns {', '.join(COLUMNS)}; move it away and reproduce again")
+    return found
+
+
+def write_results(path: Path, new: Iterable[dict[str, str]]) -> None:
+    """Put rows into results.csv in place of those with the same KEY, sorted, safe beside other writers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        table = {tuple(row[name] for name in KEY): row for row in [*read_results(path), *new]}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table[key] for key in sorted(table))
+        write_atomically(path, text.getvalue())
+
+
+def current_commit() -> str:
+    """Name the commit of the checkout that this package lies in, "-dirty" if the package differs; "" outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # in somebody else's repository the package is not tracked
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+# --- engines: each takes jobs and gives (job, outcome or error) as they end -----------------------------------------------
+
+
+def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
+    """Run jobs one after the other in this process."""
+    for job in planned:
+        try:
+            yield job, measure(job.config, **arguments)
+        except Exception as error:
+            if not isinstance(error, (ValueError, RuntimeError, OSError)):
+                traceback.print_exc()  # a mistake of the program rather than of its input
+            yield job, error
+
+
+def reproduce(
+    table: str,
+    *,
+    classes: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    recipe_name: str = "quick",
+    overrides: dict[str, Any] | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
+    engine: str = "local",
+    jobs_per_gpu: int = 1,
+    runs: Path = Path("runs"),
+    results: Path = Path("book/results"),
+) -> Summary:
+    """Run what is missing of a table, write results.csv as each run ends, and return the table beside the paper's.
+
+    `classes` defaults to all of the table's; of MVTec AD, to the categories that are there. Raises TrainingError at
+    the end where runs failed, naming each; the others have run by then.
+    """
+    root = _root(data_root)
+    if CLASSES[table] is MVTEC_CATEGORIES:
+        root = root / "mvtec_ad" if (root / "mvtec_ad").is_dir() else root
+        classes = classes or [name for name in MVTEC_CATEGORIES if (root / name / "train").is_dir()]
+        if not classes:
+            raise DataError(f"{root}: holds no category of MVTec AD, such as bottle/train; name its folder: --data-root")
+    planned = jobs(
+        table, classes=classes or CLASSES[table], seeds=seeds, recipe_name=recipe_name, overrides=overrides
+    )
+    arguments = {"runs": runs.resolve(), "data_root": root.resolve(), "device": device, "commit": current_commit()}
+    ended = run_locally(planned, **arguments)
+    failed = []
+    for i, (job, outcome) in enumerate(ended, 1):
+        label = f"[{i}/{len(planned)}] {job.name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"
+        if isinstance(outcome, Exception):
+            failed.append(f"{label}: {type(outcome).__name__}: {outcome}")
+            print(f"{failed[-1]}", file=sys.stderr)
+            continue
+        new = rows(job, outcome)
+        write_results(results / "results.csv", new)
+        print(f"{label}: " + ", ".join(f"{row['metric']} {float(row['value']):.3f}" for row in new), flush=True)
+    found = summary(table, results)
+    print(found.text())
+    if failed:
+        raise TrainingError(f"{len(failed)} of {len(planned)} runs failed:\n" + "\n".join(failed))
+    return found
+
+
+# --- tables for people -----------------------------------------------------------------------------------------------
+
+NOT_RUN = "not yet run"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table of figures, the paper's and ours; notes say what is missing. Jupyter shows it as HTML."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """The table for a terminal."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in self._all()]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *self.notes])
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self._all()]
+        return "\n".join([lines[0], "|" + " --- |" * len(self.header), *lines[1:], "", *(f"{n}  " for n in self.notes)])
+
+    def _repr_html_(self) -> str:
+        head, *body = (
+            "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+            for tag, row in [("th", self.header), *(("td", row) for row in self.rows)]
+        )
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>{notes}"
+
+    def _all(self) -> list[tuple[str, ...]]:
+        return [self.header, *self.rows]
+
+
+def summary(table: str, results: Path = Path("book/results")) -> Summary:
+    """Set a table's figures from `results`/results.csv beside those of paper.csv there.
+
+    One line is one method, kind of run and metric. A cell is the mean +- sample standard deviation over seeds. The mean
+    over classes is taken within each seed that has all of the table's classes, and is "-" without such a seed.
+    """
+    ours = [row for row in read_results(results / "results.csv") if row["table"] == table]
+    paper = [row for row in read_results(results / "paper.csv") if f"table{row['table']}" == table]
+    run = {row["class"] for row in ours}
+    shown = [name for name in CLASSES[table] if name in run or (not run and any(p["class"] == name for p in paper))]
+
+    lines = []
+    for method, metric in dict.fromkeys((row["method"], row["metric"]) for row in paper):
+        values = {r["class"].split(" ")[0]: r["value"] for r in paper if (r["method"], r["metric"]) == (method, metric)}
+        cells = [values.get(name, "-") for name in (*shown, "mean")]
+        lines.append((method, "paper", PAPER_METRICS[metric], "", *cells))
+    groups: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
+    for row in ours:
+        kind = f"{row['recipe']}, {row['encoder']} ({row['weights']}), {row['size']} px, epochs {row['epochs']}, {row['dataset']}"
+        groups.setdefault((row["method"], kind, row["metric"]), {})[row["class"], row["seed"]] = float(row["value"])
+    for variant in TABLES[table]:
+        for method, metrics in variant.rows.items():
+            mine = [(kind, metric) for name, kind, metric in groups if name == method]
+            for kind, metric in sorted(mine, key=lambda each: (each[0], [*metrics, each[1]].index(each[1]))):
+                lines.append((method, kind, metric, *_cells(groups[method, kind, metric], shown, CLASSES[table])))
+            if not mine:
+                lines += [(method, NOT_RUN, metric, "", *["-"] * (len(shown) + 1)) for metric in metrics]
+    notes = ["Cells: mean ± standard deviation over the seeds."] if run else []
+    if missing := [name for name in CLASSES[table] if name not in run]:
+        notes.append(f"{NOT_RUN.capitalize()}: {', '.join(missing)}.")
+    return Summary(("method", "run", "metric", "seeds", *shown, "mean of all"), tuple(lines), tuple(notes))
+
+
+def _cells(values: dict[tuple[str, str], float], shown: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Seeds, a cell for each class that is shown, and the mean over all classes wanted, from {(class, seed): value}."""
+    seeds = sorted({seed for _, seed in values}, key=int)
+    counts = sorted({sum((name, seed) in values for seed in seeds) for name in {name for name, _ in values}})
+    cells = [_spread([values[name, seed] for seed in seeds if (name, seed) in values]) for name in shown]
+    full = [seed for seed in seeds if all((name, seed) in values for name in wanted)]
+    mean = _spread([statistics.fmean(values[name, seed] for name in wanted) for seed in full])
+    return [" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))), *cells, mean]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
