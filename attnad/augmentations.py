@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attnad.config import AugmentConfig
 
+
 def _require_square(x: Tensor) -> None:
     if x.shape[-1] != x.shape[-2]:
         raise ValueError(f"images must be square, got {x.shape[-2]}x{x.shape[-1]}; resize first")

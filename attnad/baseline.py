@@ -8,12 +8,11 @@ pyramid correspondences"; Roth et al. 2022, "Towards total recall in industrial 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
@@ -21,6 +20,7 @@ from torch.nn.functional import interpolate, normalize
 from attnad.data import TestSet, load_train, split_normal
 from attnad.metrics import evaluate_scores, normal_threshold
 from attnad.models import WeightsError, load_lite0_weights
+from attnad.run import machine_facts
 from attnad.train import pick_device, to_float
 
 
@@ -68,5 +68,71 @@ def nearest_distance(queries: Tensor, stored: Tensor, *, chunk: int = 1024) -> T
     Works through `chunk` queries at a time, so that memory stays near chunk * k numbers.
     """
     squares = stored.square().sum(1)
-    parts = [squares - 2 * part @ stored.T for part in queries.split(chunk)]  # |s|^2 - 2 q s
-    return (torch.cat([part.amin(1) for part in parts]) + queries.square().sum(1)).clamp(min=0).sqrt()
+    nearest = [(squares - 2 * part @ stored.T).amin(1) for part in queries.split(chunk)]  # |q - s|^2 less |q|^2
+    return (torch.cat(nearest) + queries.square().sum(1)).clamp(min=0).sqrt()
+
+
+def pooled_features(network: FrozenFeatures, images: Tensor, *, batch: int = 64) -> Tensor:
+    """Pooled features of uint8 images [n, 3, s, s], of length 1: [n, 1280] on the network's device."""
+    return torch.cat([network(x)[0] for x in _batches(network, images, batch)])
+
+
+def patch_features(network: FrozenFeatures, images: Tensor, *, keep: int, seed: int, batch: int = 16) -> Tensor:
+    """Patch features of uint8 images [n, 3, s, s], `keep` of them chosen at random: [keep, 152] or all, if fewer."""
+    side = images.shape[-1] // 8
+    total = len(images) * side * side
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:keep].sort().values
+    parts, first = [], 0
+    for x in _batches(network, images, batch):
+        patches = network(x)[1].permute(0, 2, 3, 1).flatten(0, 2)  # [b * side * side, 152]
+        here = chosen[(chosen >= first) & (chosen < first + len(patches))] - first
+        parts.append(patches[here.to(patches.device)])
+        first += len(patches)
+    return torch.cat(parts)
+
+
+def patch_maps(network: FrozenFeatures, images: Tensor, stored: Tensor, *, batch: int = 16) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest stored patch [k, 152]: maps [n, s, s], and each image's largest [n], on the CPU."""
+    maps, peaks = [], []
+    for x in _batches(network, images, batch):
+        patches = network(x)[1]
+        distance = nearest_distance(patches.permute(0, 2, 3, 1).flatten(0, 2), stored)
+        distance = distance.reshape(len(x), 1, *patches.shape[-2:])  # [b, 1, s / 8, s / 8]
+        maps.append(interpolate(distance, size=x.shape[-2:], mode="bilinear")[:, 0].cpu())
+        peaks.append(distance.amax((1, 2, 3)).cpu())
+    return torch.cat(maps), torch.cat(peaks)
+
+
+def _batches(network: FrozenFeatures, images: Tensor, batch: int) -> Iterator[Tensor]:
+    device = next(network.parameters()).device
+    return (to_float(part.to(device)) for part in images.split(batch))
+
+
+def evaluate_baseline(
+    config: BaselineConfig, test: TestSet, *, device: str = "auto", data_root: Path | None = None
+) -> dict[str, Any]:
+    """Judge a test set by its distance to normal training images, by patches where it has masks, else by whole images.
+
+    A tenth of the training images is held out for the threshold, as in `attnad.run.train_run`. Returns the metrics of
+    `attnad.metrics.evaluate_scores` and "facts"; raises DataError, WeightsError or TrainingError.
+    """
+    started, chosen = time.perf_counter(), pick_device(device)
+    normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+    images, held_out = split_normal(normal.images, seed=config.seed)
+    network, arrays = FrozenFeatures().to(chosen, memory_format=torch.channels_last), {}
+    if test.has_mask.any():
+        stored = patch_features(network, images, keep=config.patches, seed=config.seed)
+        _, held_out_scores = patch_maps(network, held_out, stored)
+        maps, scores = patch_maps(network, test.images, stored)
+        arrays = {"masks": test.masks.numpy(), "maps": maps.numpy(), "has_mask": test.has_mask.numpy()}
+    else:
+        stored = pooled_features(network, images)
+        # Of features of length 1 the cosine distance is half the squared Euclidean one.
+        held_out_scores, scores = (
+            nearest_distance(pooled_features(network, each), stored).square().cpu() / 2
+            for each in (held_out, test.images)
+        )
+    threshold = normal_threshold(held_out_scores.numpy())
+    result = evaluate_scores(test.labels.numpy(), scores.numpy(), threshold=threshold, **arrays)
+    seconds = round(time.perf_counter() - started, 1)
+    return {**result, "facts": machine_facts(chosen) | {"threshold": threshold, "seconds": {"baseline": seconds}}}

@@ -1,4 +1,4 @@
-"""The command line: attnad train | evaluate | score.
+"""The command line: attnad train | evaluate | score | reproduce.
 
 Every hyper-parameter of `attnad.config` is a flag; the recipe gives the defaults.
 """
@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
 
 from attnad.checkpoint import CheckpointError, write_atomically
-from attnad.config import RunConfig, recipe
+from attnad.config import EncoderName, RunConfig, recipe
 from attnad.data import DataError, load_images, load_test
+from attnad.experiments import reproduce as reproduce_table
 from attnad.metrics import METRICS
 from attnad.models import WeightsError
 from attnad.report import write_report
@@ -73,6 +74,37 @@ class Score:
     out: Path
     """Folder to write to."""
     device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run what is missing of one of the paper's tables and print it beside the paper's. Finished runs are skipped."""
+
+    table: tyro.conf.Positional[Literal["table1", "table2", "table3", "table4", "table5", "textures"]]
+    """The paper's table, or textures: what each deviation from the paper does, on the embedded data."""
+    classes: tuple[str, ...] | None = None
+    """Classes or categories; by default all of the table's that are there."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    recipe: Literal["quick", "paper"] = "quick"
+    """Where the values of the runs come from, as for attnad train."""
+    encoder: EncoderName | None = None
+    """Another encoder than the recipe's (not in table1, whose GAN has none of these)."""
+    size: int | None = None
+    """Another side of the images than the recipe's, in pixels."""
+    epochs: int | None = None
+    """Other epochs of stage 1 than the recipe's. The rows say how many."""
+    adgan_epochs: int | None = None
+    """Other epochs of stage 2 than the recipe's. The rows say how many."""
+    engine: Literal["local", "ray"] = "local"
+    """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
+    jobs_per_gpu: int = 1
+    """With Ray: runs that share a GPU."""
+    runs: Path = Path("runs")
+    """Folder of the runs' folders."""
+    results: Path = Path("book/results")
+    """Folder of results.csv, and of the paper's figures, paper.csv."""
+    device: Device = "auto"
+    data_root: DataRoot = None
 
 
 def train(command: Train) -> None:
@@ -149,10 +181,13 @@ def score(command: Score) -> None:
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
 
 
-def _parse(arguments: Sequence[str]) -> Train | Evaluate | Score:
+Command = Train | Evaluate | Score | Reproduce
+
+
+def _parse(arguments: Sequence[str]) -> Command:
     """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
 
-    def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Train | Evaluate | Score:
+    def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Command:
         try:
             defaults = Train(**vars(recipe(recipe_, data)))
         except ValueError as error:
@@ -161,6 +196,7 @@ def _parse(arguments: Sequence[str]) -> Train | Evaluate | Score:
             Annotated[Train, tyro.conf.subcommand("train", default=defaults)],
             Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             Annotated[Score, tyro.conf.subcommand("score")],
+            Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
         ]
         config = (tyro.conf.OmitSubcommandPrefixes,)
         return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=config)
@@ -171,11 +207,28 @@ def _parse(arguments: Sequence[str]) -> Train | Evaluate | Score:
     return parse(arguments, first.recipe, first.data)
 
 
+def reproduce(command: Reproduce) -> None:
+    """Carry out `attnad reproduce`."""
+    values = dict(vars(command))
+    names = {
+        "encoder": "attention.encoder",
+        "size": "size",
+        "epochs": "attention.epochs",
+        "adgan_epochs": "adgan.epochs",
+    }
+    given = {key: values.pop(name) for name, key in names.items()}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    try:
+        reproduce_table(values.pop("table"), recipe_name=values.pop("recipe"), overrides=overrides, **values)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to go on") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
     try:
         command = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        {Train: train, Evaluate: evaluate, Score: score}[type(command)](command)
+        {Train: train, Evaluate: evaluate, Score: score, Reproduce: reproduce}[type(command)](command)
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {stop}" if str(stop) else "attnad: stopped", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The paper's tables as lists of runs: train what is missing, write each figure into one CSV, print it beside the paper's.
+"""The paper's tables as lists of runs: train what is missing, keep every figure in one CSV, print both's figures.
 
 A run is a configuration, and its folder is named after it, so that a run that several tables need is trained once,
 a finished one is skipped and an interrupted one goes on. Nothing is chosen by its test results: all is fixed here.
@@ -150,7 +150,11 @@ CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",),
 }  # fmt: skip
-PAPER_METRICS = {"image AUROC": "image_auroc", "pixel AUROC": "pixel_auroc", "classification accuracy": "balanced_accuracy"}
+PAPER_METRICS = {
+    "image AUROC": "image_auroc",
+    "pixel AUROC": "pixel_auroc",
+    "classification accuracy": "balanced_accuracy",
+}
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -179,7 +183,9 @@ def jobs(
         data = {MVTEC_CATEGORIES: name, CIFAR10_CLASSES: "cifar10"}.get(CLASSES[table], "textures")
         normal_class = None if data == name else name
         if variant.overrides is None:
-            config = BaselineConfig(data=data, normal_class=normal_class, size=128 if data == "cifar10" else 256, seed=seed)
+            config = BaselineConfig(
+                data=data, normal_class=normal_class, size=128 if data == "cifar10" else 256, seed=seed
+            )
         else:
             config = replace(recipe(recipe_name, data), normal_class=normal_class, seed=seed)
             config = override(override(config, overrides or {}), variant.overrides)
@@ -201,7 +207,7 @@ def short_hash(values: dict[str, Any]) -> str:
 
 
 def folder_name(config: RunConfig | BaselineConfig) -> str:
-    """Name a run's folder: what it is, the hash of all that decides its stage 1, and the hash of its whole configuration."""
+    """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
     values = asdict(config)
     kind, parts = "neighbours", [short_hash(values)]
     if isinstance(config, RunConfig):
@@ -238,7 +244,11 @@ def measure(
         run = train_run(config, folder, stage1=stage1, progress=progress, **where)
         test = _load_test(config, data_root)  # not before the weights are final
         outcome = evaluate_run(run, test) | {"facts": run.facts}
-    outcome |= {"n_good": int((~test.labels).sum()), "dataset": _dataset(config.data, test, data_root), "commit": commit}
+    outcome |= {
+        "n_good": int((~test.labels).sum()),
+        "dataset": _dataset(config.data, test, data_root),
+        "commit": commit,
+    }
     save_json(path, outcome)
     return outcome
 
@@ -279,7 +289,9 @@ def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
         for metric, key in metrics.items():
             if (value := _lookup(outcome, key)) is None:
                 continue
-            n = outcome["n_pixel_images" if metric in ("aupro", *(m for m in METRICS if m.startswith("pixel"))) else "n"]
+            n = outcome[
+                "n_pixel_images" if metric in ("aupro", *(m for m in METRICS if m.startswith("pixel"))) else "n"
+            ]
             if key.startswith("by_kind."):
                 n = outcome["n_good"] + _lookup(outcome, key.rpartition(".")[0])["n"]
             row = (
@@ -300,7 +312,7 @@ def _lookup(values: Any, key: str) -> Any:
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
-    """Read results.csv or paper.csv as dictionaries, none where the file is missing. Raises DataError on other columns."""
+    """Read results.csv or paper.csv, no row where the file is missing. Raises DataError on other columns."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -337,7 +349,7 @@ def current_commit() -> str:
         return ""
 
 
-# --- engines: each takes jobs and gives (job, outcome or error) as they end -----------------------------------------------
+# --- engines: each takes jobs and gives (job, outcome or error) as they end ------------------------------------------
 
 
 def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
@@ -375,10 +387,10 @@ def reproduce(
         root = root / "mvtec_ad" if (root / "mvtec_ad").is_dir() else root
         classes = classes or [name for name in MVTEC_CATEGORIES if (root / name / "train").is_dir()]
         if not classes:
-            raise DataError(f"{root}: holds no category of MVTec AD, such as bottle/train; name its folder: --data-root")
-    planned = jobs(
-        table, classes=classes or CLASSES[table], seeds=seeds, recipe_name=recipe_name, overrides=overrides
-    )
+            raise DataError(
+                f"{root}: holds no category of MVTec AD, such as bottle/train; name its folder: --data-root"
+            )
+    planned = jobs(table, classes=classes or CLASSES[table], seeds=seeds, recipe_name=recipe_name, overrides=overrides)
     arguments = {"runs": runs.resolve(), "data_root": root.resolve(), "device": device, "commit": current_commit()}
     ended = run_locally(planned, **arguments)
     failed = []
@@ -452,7 +464,8 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
         lines.append((method, "paper", PAPER_METRICS[metric], "", *cells))
     groups: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
     for row in ours:
-        kind = f"{row['recipe']}, {row['encoder']} ({row['weights']}), {row['size']} px, epochs {row['epochs']}, {row['dataset']}"
+        encoder = f"{row['encoder']} ({row['weights']})"
+        kind = f"{row['recipe']}, {encoder}, {row['size']} px, epochs {row['epochs']}, {row['dataset']}"
         groups.setdefault((row["method"], kind, row["metric"]), {})[row["class"], row["seed"]] = float(row["value"])
     for variant in TABLES[table]:
         for method, metrics in variant.rows.items():
@@ -460,7 +473,7 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
             for kind, metric in sorted(mine, key=lambda each: (each[0], [*metrics, each[1]].index(each[1]))):
                 lines.append((method, kind, metric, *_cells(groups[method, kind, metric], shown, CLASSES[table])))
             if not mine:
-                lines += [(method, NOT_RUN, metric, "", *["-"] * (len(shown) + 1)) for metric in metrics]
+                lines.append((method, NOT_RUN, "", "", *["-"] * (len(shown) + 1)))
     notes = ["Cells: mean ± standard deviation over the seeds."] if run else []
     if missing := [name for name in CLASSES[table] if name not in run]:
         notes.append(f"{NOT_RUN.capitalize()}: {', '.join(missing)}.")

@@ -119,11 +119,7 @@ def train_run(
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
             n_train=len(images),
             seconds=_logged_seconds(folder / "log.csv"),
-            device=torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type,
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-            attnad=__version__,
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **machine_facts(chosen),
         )
         save_json(folder / "run.json", run.facts)
         _remove_states(folder)
@@ -133,6 +129,17 @@ def train_run(
 def _remove_states(folder: Path) -> None:
     for state in folder.glob("*.state.safetensors"):
         state.unlink()
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """What is to be known of the machine beside a measured figure, and the time."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "attnad": __version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _take_over(
@@ -202,12 +209,12 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("augment.hue", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
     ("augment.whole_share augment.brightness augment.contrast augment.saturation adgan.ema",
      "from 0 to 1", lambda v: 0 <= v <= 1),
-    ("attention.epochs attention.latent", "1 or more", lambda v: v >= 1),
+    ("attention.latent", "1 or more", lambda v: v >= 1),
     ("attention.width attention.batch adgan.batch", "2 or more", lambda v: v >= 2),
     ("attention.learning_rate adgan.learning_rate", "above 0", lambda v: 0 < v < math.inf),
     ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("attention.adv_ano_weight attention.adv_weight attention.g_weight attention.att_weight attention.kl_weight "
-     "adgan.reconstruction_weight adgan.epochs adgan.real_anomalies", "0 or more", lambda v: 0 <= v < math.inf),
+     "adgan.reconstruction_weight attention.epochs adgan.epochs adgan.real_anomalies", "0 or more", lambda v: 0 <= v < math.inf),
 )  # fmt: skip
 
 
@@ -224,6 +231,8 @@ def _check(config: RunConfig) -> None:
 def _logged_seconds(path: Path) -> dict[str, float]:
     """Seconds of training by stage, over all sittings, from the log's one figure an epoch."""
     epochs: dict[tuple[str, str], float] = {}
+    if not path.exists():  # neither stage has an epoch
+        return {}
     with open(path, newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             epochs[line["stage"], line["epoch"]] = float(line["seconds"])

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, read back bit for bit, and refused in one clear line if anything is off."""
+"""Files of a run: written whole or not at all, read back bit for bit, refused in one clear line if anything is off."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path):
     old, new = {"a": torch.arange(100)}, {"a": torch.arange(100_000)}
     save_tensors(path, old)
     before = path.read_bytes()
-    with disk_of(10_000), pytest.raises(OSError, match="too large|No space"):
+    with disk_of(10_000), pytest.raises(OSError, match=r"too large|No space"):
         save_tensors(path, new)
     assert path.read_bytes() == before
     assert torch.equal(load_tensors(path)["a"], old["a"])
@@ -175,7 +175,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path):
 
 def test_a_write_that_fails_leaves_no_half_of_a_new_file(tmp_path):
     path = tmp_path / "a.json"
-    with disk_of(100), pytest.raises(OSError, match="too large|No space"):
+    with disk_of(100), pytest.raises(OSError, match=r"too large|No space"):
         save_json(path, {"a": "long" * 1000})
     assert not path.exists()
     with pytest.raises(CheckpointError, match="missing"):
@@ -194,7 +194,7 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path):
 
 def test_every_truncation_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
-    save_tensors(path, module_tensors("m", small()))
+    save_tensors(path, module_tensors("m", nn.Linear(2, 3)))
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
@@ -375,7 +375,6 @@ def test_unknown_and_missing_keys_are_named(part):
         ("size", "64"), ("size", 64.0), ("size", True), ("size", None), ("size", [64]),
         ("seed", False), ("data", 3), ("data", None), ("normal_class", 3), ("normal_class", ["a"]),
         ("recipe", "fast"), ("image_score", None),
-        ("augment", None), ("augment", []), ("adgan", "default"),
         ("augment.rotation", 1), ("augment.rotation", "true"), ("augment.hue", "0.2"), ("augment.hue", True),
         ("augment.grids", 2), ("augment.grids", [2, 4.0]), ("augment.grids", [2, "4"]), ("augment.grids", [True]),
         ("augment.grids", "24"), ("augment.grids", {"2": 4}),
@@ -392,7 +391,7 @@ def test_values_of_another_type_are_named(field, value):
         table = table[key]
     assert last in table
     table[last] = value
-    with pytest.raises(ValueError, match=rf"\b{last}\b|{last}config needs".replace("_", "_?")) as raised:
+    with pytest.raises(ValueError, match=rf"\.{last} cannot be") as raised:
         from_dict(RunConfig, values)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -405,7 +404,9 @@ def test_whole_numbers_do_for_floats():
     assert config.augment.box_area == (0, 1)
 
 
-@pytest.mark.parametrize("values", [None, [], "text", 3])
-def test_what_is_no_table_is_refused(values):
+@pytest.mark.parametrize("value", [None, [], "text", 3])
+def test_what_is_no_table_is_refused(value):
     with pytest.raises(ValueError, match="RunConfig needs a table"):
-        from_dict(RunConfig, values)
+        from_dict(RunConfig, value)
+    with pytest.raises(ValueError, match="ADGANConfig needs a table"):
+        from_dict(RunConfig, to_dict(RunConfig()) | {"adgan": value})

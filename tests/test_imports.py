@@ -1,0 +1,128 @@
+"""Modules import downwards only, and importing them changes nothing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "attnad"
+
+# From the ground up. A module may import those of the rows before its own, and none of its own row.
+ROWS = [
+    ("config",),
+    ("augmentations", "losses", "metrics", "plotting"),
+    ("textures",),
+    ("data", "models"),
+    ("checkpoint",),
+    ("train",),
+    ("score",),
+    ("run", "baseline", "report"),
+    ("experiments", "explore"),
+    ("cli",),
+    ("__main__",),
+]
+LEVEL = {"__init__": -1} | {module: level for level, row in enumerate(ROWS) for module in row}
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(
+    ".".join(["attnad", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    for path in FILES
+    if path.stem != "__main__"
+)
+
+
+def imported(source: str, package: str = "attnad") -> set[str]:
+    """Modules of attnad (their first part) that a file of `package` imports, anywhere in it, even in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            names = [".".join([*start, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("attnad.")}
+    return found & (LEVEL.keys() | {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES})
+
+
+def test_the_reader_of_imports_finds_them():
+    source = """
+import attnad.config, numpy
+from attnad import losses as l, __version__
+def f():
+    from attnad.models import ADGAN
+    if True:
+        from . import data
+        from .train import x
+"""
+    assert imported(source) == {"config", "losses", "models", "data", "train"}
+    source = "from ..score import s\nfrom .widgets import w\nfrom . import w"
+    assert imported(source, "attnad.explore") == {"score", "explore"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    module, package = parts[0], ".".join(["attnad", *parts[:-1]])
+    assert module in LEVEL, f"give attnad.{module} its place in ROWS of {Path(__file__).name}"
+    for other in imported(path.read_text(encoding="utf-8"), package) - {module}:
+        assert other in LEVEL, f"give attnad.{other} its place in ROWS of {Path(__file__).name}"
+        assert LEVEL[other] < LEVEL[module], f"attnad.{module} must not import attnad.{other}, which stands no lower"
+
+
+def run(code: str, folder: Path, *arguments: str) -> dict:
+    """Run code in a process whose home, cache, temporary and current folder is `folder`; it prints one line of JSON."""
+    places = ("HOME", "USERPROFILE", "LOCALAPPDATA", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    kept = {k: v for k, v in os.environ.items() if k not in ("MPLCONFIGDIR", "TORCH_HOME", "ATTNAD_DATA")}
+    environment = kept | {"PYTHONPATH": str(PACKAGE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= dict.fromkeys(places, str(folder))
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    return json.loads(line)
+
+
+def test_importing_the_package_alone_is_cheap(tmp_path):
+    code = "import json, sys, attnad; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(run(code, tmp_path))
+    assert "attnad" in loaded
+    assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy"}
+
+
+def test_importing_has_no_side_effect(tmp_path):
+    code = """
+import importlib, json, random, sys
+import numpy, torch
+
+network = []
+def watch(event, arguments):
+    if event.startswith(("socket.connect", "socket.getaddrinfo", "socket.gethostby", "urllib.")):
+        network.append([event, str(arguments)])
+sys.addaudithook(watch)
+
+def state():
+    kind, keys, *rest = numpy.random.get_state()
+    return [random.getstate(), torch.get_rng_state().tolist(), kind, keys.tolist(), rest, torch.get_num_threads(),
+            str(torch.get_default_dtype()), torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()]
+
+before = state()
+changed = []
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    if state() != before:
+        changed.append(module)
+        before = state()
+print(json.dumps({"changed": changed, "network": network, "modules": sorted(sys.modules)}))
+"""
+    result = run(code, tmp_path, *MODULES)
+    assert result["changed"] == [], "importing these changed a random generator or a setting of torch"
+    assert result["network"] == []
+    assert set(MODULES) <= set(result["modules"])
+    assert not {"timm", "matplotlib.pyplot", "ray"} & set(result["modules"]), "slow or optional: import it where used"
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [], "importing wrote files"
