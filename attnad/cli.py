@@ -184,7 +184,7 @@ def score(command: Score) -> None:
 Command = Train | Evaluate | Score | Reproduce
 
 
-def _parse(arguments: Sequence[str]) -> Command:
+def parse_arguments(arguments: Sequence[str]) -> Command:
     """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
 
     def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Command:
@@ -227,7 +227,7 @@ def reproduce(command: Reproduce) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
     try:
-        command = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
         {Train: train, Evaluate: evaluate, Score: score, Reproduce: reproduce}[type(command)](command)
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {stop}" if str(stop) else "attnad: stopped", file=sys.stderr)

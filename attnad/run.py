@@ -214,7 +214,8 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("attention.learning_rate adgan.learning_rate", "above 0", lambda v: 0 < v < math.inf),
     ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("attention.adv_ano_weight attention.adv_weight attention.g_weight attention.att_weight attention.kl_weight "
-     "adgan.reconstruction_weight attention.epochs adgan.epochs adgan.real_anomalies", "0 or more", lambda v: 0 <= v < math.inf),
+     "attention.epochs adgan.epochs adgan.reconstruction_weight adgan.real_anomalies",
+     "0 or more", lambda v: 0 <= v < math.inf),
 )  # fmt: skip
 
 

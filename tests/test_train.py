@@ -213,7 +213,7 @@ def test_the_term_that_is_not_finite_is_the_one_named(images, monkeypatch):
 @pytest.mark.parametrize("n", [8, 24])
 def test_weights_that_are_not_finite_are_never_saved_nor_returned(images, tmp_path, changes, n):
     """With one step an epoch and one epoch, no later loss would show what the last step did to the weights."""
-    with pytest.raises(TrainingError, match="finite|became"):
+    with pytest.raises(TrainingError, match=r"finite|became"):
         train1(tiny(epochs=1 if n == 8 else 3, **changes), images[:n], tmp_path)
     if (path := tmp_path / "attention.state.safetensors").exists():
         load_tensors(path)  # refuses what is not finite
