@@ -4,8 +4,9 @@
 PYTHON ?= python3
 STAMP := .venv/.installed
 CACHE := book/_build/.jupyter_cache
-# Programs of .venv first, for the notebooks' shell commands too.
-RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+# Programs of .venv first, for the notebooks' shell commands too. PyTorch's threads sleep while they wait for each other:
+# spinning, its default, makes training many times slower as soon as another program wants a core.
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 
 .PHONY: help book test lint notebook clean
 
