@@ -99,8 +99,6 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
     "ADGAN trains its features": {"adgan.train_features": True},
     "ADGAN without moving average": {"adgan.ema": 0.0},
     "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
-    "rectangles of 0.5 to 10 %": {"augment.box_area": (0.005, 0.1)},
-    "no whole-image anomalies": {"augment.whole_share": 0.0},
 }  # fmt: skip
 
 TABLES: dict[str, list[Variant]] = {

@@ -13,10 +13,10 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from string import Template
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -25,7 +25,13 @@ from torch import Tensor
 from attnad.checkpoint import write_atomically
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
-_PALETTE = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].tobytes()
+
+
+@cache
+def _palette() -> bytes:
+    import matplotlib  # here, since it writes a cache into the user's home as it loads
+
+    return matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].tobytes()
 
 
 def heat_map(anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
@@ -36,7 +42,7 @@ def heat_map(anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.
     values = Image.fromarray(anomaly_map.detach().float().cpu().numpy())
     values = values.resize(size, Image.Resampling.BILINEAR) if size else values
     picture = Image.fromarray((np.asarray(values).clip(0, 1) * 255).round().astype(np.uint8))
-    picture.putpalette(_PALETTE)
+    picture.putpalette(_palette())
     return picture
 
 
