@@ -85,6 +85,7 @@ class Reproduce:
     classes: tuple[str, ...] | None = None
     """Classes or categories; by default all of the table's that are there."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; the table shows mean and standard deviation over them."""
     recipe: Literal["quick", "paper"] = "quick"
     """Where the values of the runs come from, as for attnad train."""
     encoder: EncoderName | None = None
@@ -95,10 +96,6 @@ class Reproduce:
     """Other epochs of stage 1 than the recipe's. The rows say how many."""
     adgan_epochs: int | None = None
     """Other epochs of stage 2 than the recipe's. The rows say how many."""
-    engine: Literal["local", "ray"] = "local"
-    """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
-    jobs_per_gpu: int = 1
-    """With Ray: runs that share a GPU."""
     runs: Path = Path("runs")
     """Folder of the runs' folders."""
     results: Path = Path("book/results")

@@ -94,11 +94,10 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
         "attention.att_weight": 1.0, "attention.kl_weight": 1.0,
     },
     "no adversarial losses": {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0},
-    "anomalies not reconstructed": {"attention.reconstruct_anomalies": False},
+    "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
     "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
     "ADGAN trains its features": {"adgan.train_features": True},
     "ADGAN without moving average": {"adgan.ema": 0.0},
-    "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
 }  # fmt: skip
 
 TABLES: dict[str, list[Variant]] = {
@@ -347,7 +346,7 @@ def current_commit() -> str:
         return ""
 
 
-# --- engines: each takes jobs and gives (job, outcome or error) as they end ------------------------------------------
+# --- reproduce -------------------------------------------------------------------------------------------------------
 
 
 def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
@@ -370,8 +369,6 @@ def reproduce(
     overrides: dict[str, Any] | None = None,
     data_root: Path | None = None,
     device: str = "auto",
-    engine: str = "local",
-    jobs_per_gpu: int = 1,
     runs: Path = Path("runs"),
     results: Path = Path("book/results"),
 ) -> Summary:

@@ -126,4 +126,5 @@ print(json.dumps({"changed": changed, "network": network, "modules": sorted(sys.
     assert result["network"] == []
     assert set(MODULES) <= set(result["modules"])
     assert not {"timm", "matplotlib.pyplot", "ray"} & set(result["modules"]), "slow or optional: import it where used"
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [], "importing wrote files"
+    # Some versions of torch and Matplotlib make their empty cache folders; nobody may write a file.
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()] == []
