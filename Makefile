@@ -8,13 +8,14 @@ CACHE := book/_build/.jupyter_cache
 # spinning, its default, makes training many times slower as soon as another program wants a core.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 
-.PHONY: help book test lint notebook clean
+.PHONY: help book test lint notebook notebooks clean
 
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
 	@echo "make test      run the tests, then every chapter"
 	@echo "make lint      check the code's rules and format"
 	@echo "make notebook  open the chapters in JupyterLab"
+	@echo "make notebooks run the chapters in place, for their pictures on GitHub and in the README"
 	@echo "make clean     remove the built book and caches (.venv stays)"
 
 # Everything in pyproject.toml's lists, once, and again when they change.
@@ -45,6 +46,14 @@ lint: $(STAMP)
 
 notebook: $(STAMP)
 	$(RUN) jupyter lab notebooks
+
+# Committed executed; the README's picture is the tour's output of the cell "maps".
+notebooks: $(STAMP)
+	$(RUN) jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(RUN) python -c 'import base64, nbformat; \
+	  cells = {c.id: c for c in nbformat.read("notebooks/00_tour.ipynb", 4).cells}; \
+	  png = next(o.data["image/png"] for o in cells["maps"].outputs if "image/png" in o.get("data", {})); \
+	  open("book/figures/tour_maps.png", "wb").write(base64.b64decode(png))'
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

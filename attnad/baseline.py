@@ -7,6 +7,7 @@ pyramid correspondences"; Roth et al. 2022, "Towards total recall in industrial 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import avg_pool2d, interpolate, normalize
 
+from attnad.checkpoint import load_tensors, save_tensors
 from attnad.data import TestSet, load_train, split_normal
 from attnad.metrics import evaluate_scores, normal_threshold
 from attnad.models import WeightsError, load_lite0_weights
@@ -55,11 +58,14 @@ class FrozenFeatures(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give pooled features [n, 1280] of length 1, and patch features [n, 152, s / 8, s / 8] (strides 8 and 16)."""
+        """Give pooled features [n, 1280] of length 1, and patch features [n, 152, s / 8, s / 8].
+
+        Patch features are those of strides 8 and 16, averaged over 3 x 3 neighbours as Roth et al. do.
+        """
         x = (x - 127 / 255) / (128 / 255)  # the scaling that its weights were trained with
         last, (fine, coarse) = self.body.forward_intermediates(x, indices=(2, 3))
         patches = torch.cat([fine, interpolate(coarse, size=fine.shape[-2:], mode="bilinear")], 1)
-        return normalize(self.body.forward_head(last, pre_logits=True)), patches
+        return normalize(self.body.forward_head(last, pre_logits=True)), avg_pool2d(patches, 3, 1, 1)
 
 
 def nearest_distance(queries: Tensor, stored: Tensor, *, chunk: int = 1024) -> Tensor:
@@ -72,9 +78,20 @@ def nearest_distance(queries: Tensor, stored: Tensor, *, chunk: int = 1024) -> T
     return (torch.cat(nearest) + queries.square().sum(1)).clamp(min=0).sqrt()
 
 
-def pooled_features(network: FrozenFeatures, images: Tensor, *, batch: int = 64) -> Tensor:
-    """Pooled features of uint8 images [n, 3, s, s], of length 1: [n, 1280] on the network's device."""
-    return torch.cat([network(x)[0] for x in _batches(network, images, batch)])
+def pooled_features(network: FrozenFeatures, images: Tensor, *, batch: int = 64, cache: Path | None = None) -> Tensor:
+    """Pooled features of uint8 images [n, 3, s, s], of length 1: [n, 1280] on the network's device.
+
+    With a folder `cache` they are kept there: CIFAR-10's classes have one test set, and all seeds the same images.
+    """
+    device = next(network.parameters()).device
+    if cache is None:
+        return torch.cat([network(x)[0] for x in _batches(network, images, batch)])
+    path = cache / f"pooled-{hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()[:16]}.safetensors"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # others that need the same wait for it
+        if not path.exists():
+            save_tensors(path, {"features": pooled_features(network, images, batch=batch)})
+        return load_tensors(path)["features"].to(device)
 
 
 def patch_features(network: FrozenFeatures, images: Tensor, *, keep: int, seed: int, batch: int = 16) -> Tensor:
@@ -109,29 +126,33 @@ def _batches(network: FrozenFeatures, images: Tensor, batch: int) -> Iterator[Te
 
 
 def evaluate_baseline(
-    config: BaselineConfig, test: TestSet, *, device: str = "auto", data_root: Path | None = None
+    config: BaselineConfig,
+    test: TestSet,
+    *,
+    device: str = "auto",
+    data_root: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Judge a test set by its distance to normal training images, by patches where it has masks, else by whole images.
 
     A tenth of the training images is held out for the threshold, as in `attnad.run.train_run`. Returns the metrics of
-    `attnad.metrics.evaluate_scores` and "facts"; raises DataError, WeightsError or TrainingError.
+    `attnad.metrics.evaluate_scores` and "facts"; `cache` is as in `pooled_features`. Raises DataError, WeightsError or
+    TrainingError.
     """
     started, chosen = time.perf_counter(), pick_device(device)
     normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
-    images, held_out = split_normal(normal.images, seed=config.seed)
     network, arrays = FrozenFeatures().to(chosen, memory_format=torch.channels_last), {}
     if test.has_mask.any():
+        images, held_out = split_normal(normal.images, seed=config.seed)
         stored = patch_features(network, images, keep=config.patches, seed=config.seed)
         _, held_out_scores = patch_maps(network, held_out, stored)
         maps, scores = patch_maps(network, test.images, stored)
         arrays = {"masks": test.masks.numpy(), "maps": maps.numpy(), "has_mask": test.has_mask.numpy()}
     else:
-        stored = pooled_features(network, images)
+        stored, held_out = split_normal(pooled_features(network, normal.images, cache=cache), seed=config.seed)
+        judged = pooled_features(network, test.images, cache=cache)
         # Of features of length 1 the cosine distance is half the squared Euclidean one.
-        held_out_scores, scores = (
-            nearest_distance(pooled_features(network, each), stored).square().cpu() / 2
-            for each in (held_out, test.images)
-        )
+        held_out_scores, scores = (nearest_distance(each, stored).square().cpu() / 2 for each in (held_out, judged))
     threshold = normal_threshold(held_out_scores.numpy())
     result = evaluate_scores(test.labels.numpy(), scores.numpy(), threshold=threshold, **arrays)
     seconds = round(time.perf_counter() - started, 1)

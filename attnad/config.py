@@ -92,9 +92,9 @@ class ADGANConfig:
     synthetic_fakes: bool = False
     """Show D2 the masked features of synthetic anomalies as fakes too, as table 1's study does with images (D17)."""
     real_anomalies: int = 0
-    """Show D2 so many training images of the other classes as fakes too: the row "semi" of table 1 (D23)."""
+    """Show D2 so many training images of the other classes as fakes too: the row "semi" of table 1 (D26)."""
     pixels: bool = False
-    """Work on images, without features and attention: the DCGAN with an encoder of table 1 (D22)."""
+    """Work on images, without features and attention: the DCGAN with an encoder of table 1 (D25)."""
     ema: float = 0.99
     """Decay, a step, of the moving average of D2's weights that scores (D18)."""
 

@@ -72,7 +72,7 @@ BASELINE = "nearest neighbours (frozen features)"
 
 
 def _dcgan(*steps: str, **overrides: Any) -> Variant:
-    """A row of table 1: a GAN on images, and as fakes x'_ano made by these steps of hard augmentation (D22)."""
+    """A row of table 1: a GAN on images, and as fakes x'_ano made by these steps of hard augmentation (D25)."""
     values = {
         "attention.epochs": 0, "attention.encoder": "resnet18", "adgan.pixels": True, "image_score": "adgan",
         "augment.whole_share": 1.0, "adgan.synthetic_fakes": bool(steps),
@@ -234,7 +234,7 @@ def measure(
     where = {"device": device, "data_root": data_root}
     if isinstance(config, BaselineConfig):
         test = _load_test(config, data_root)
-        outcome = evaluate_baseline(config, test, **where)
+        outcome = evaluate_baseline(config, test, cache=runs / "features", **where)
     else:
         siblings = sorted(runs.glob(f"{folder.name.rpartition('-')[0]}-*/run.json"))
         stage1 = siblings[0].parent if siblings and config.attention.epochs else None

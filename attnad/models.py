@@ -254,7 +254,7 @@ class ADGAN(nn.Module):
     """Stage 2: a GAN on masked features F_nor (section 3.3, figure 2).
 
     Generator G2 encodes and decodes features [n, c, s/2, s/2]; D2 gives their logits [n]. With `pixels` the images
-    themselves [n, 3, s, s] take the features' place and no attention is paid: table 1's DCGAN with an encoder (D22).
+    themselves [n, 3, s, s] take the features' place and no attention is paid: table 1's DCGAN with an encoder (D25).
     """
 
     def __init__(
