@@ -176,7 +176,7 @@ def jobs(
 ) -> list[Job]:
     """List a table's runs, one for each seed, variant and class; `overrides` apply before those of the variants."""
     planned = []
-    for seed, variant, name in product(seeds, TABLES[table], classes):
+    for variant, seed, name in product(TABLES[table], seeds, classes):
         data = {MVTEC_CATEGORIES: name, CIFAR10_CLASSES: "cifar10"}.get(CLASSES[table], "textures")
         normal_class = None if data == name else name
         if variant.overrides is None:
