@@ -47,13 +47,10 @@ lint: $(STAMP)
 notebook: $(STAMP)
 	$(RUN) jupyter lab notebooks
 
-# Committed executed; the README's picture is the tour's output of the cell "maps".
+# Committed executed, without progress bars; the README's picture is the tour's output of the cell "maps".
 notebooks: $(STAMP)
 	$(RUN) jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
-	$(RUN) python -c 'import base64, nbformat; \
-	  cells = {c.id: c for c in nbformat.read("notebooks/00_tour.ipynb", 4).cells}; \
-	  png = next(o.data["image/png"] for o in cells["maps"].outputs if "image/png" in o.get("data", {})); \
-	  open("book/figures/tour_maps.png", "wb").write(base64.b64decode(png))'
+	$(RUN) python notebooks/tidy.py
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis
