@@ -1,30 +1,35 @@
-"""The command line: attnad train | evaluate | score | reproduce.
+"""The command line: attnad train | evaluate | score | reproduce | figure | bench.
 
 Every hyper-parameter of `attnad.config` is a flag; the recipe gives the defaults.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
 
+from attnad.bench import bench as run_bench
+from attnad.bench import table as bench_table
 from attnad.checkpoint import CheckpointError, write_atomically
 from attnad.config import EncoderName, RunConfig, recipe
-from attnad.data import DataError, load_images, load_test
+from attnad.data import DataError, load_images, load_test, load_train
 from attnad.experiments import reproduce as reproduce_table
 from attnad.metrics import METRICS
 from attnad.models import WeightsError
+from attnad.plotting import choose, gallery, overlay
 from attnad.report import write_report
 from attnad.run import Run, evaluate_run, load_run, train_run
-from attnad.train import TrainingError
+from attnad.train import TrainingError, pick_device
 
 DESCRIPTION = "Attention map-guided two-stage anomaly detection, trained on normal images only."
 
@@ -96,12 +101,57 @@ class Reproduce:
     """Other epochs of stage 1 than the recipe's. The rows say how many."""
     adgan_epochs: int | None = None
     """Other epochs of stage 2 than the recipe's. The rows say how many."""
+    engine: Literal["local", "ray"] = "local"
+    """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
+    jobs_per_gpu: int = 1
+    """With Ray: runs that share a GPU."""
     runs: Path = Path("runs")
     """Folder of the runs' folders."""
     results: Path = Path("book/results")
     """Folder of results.csv, and of the paper's figures, paper.csv."""
     device: Device = "auto"
     data_root: DataRoot = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Draw test images, attention maps and ground truth, as the paper's figures 4 to 7 do, of one run or several."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs on one data set, such as those of table 4's three rows."""
+    out: Path
+    """Picture to write: PNG, or what else the name's ending says (PDF, SVG)."""
+    names: tuple[str, ...] = ()
+    """What to call the runs; by default by their folders."""
+    reconstruction: bool = False
+    """Show the reconstructed image too."""
+    columns: int = 8
+    """Images: half of them good, the others from all kinds of anomalies in turn."""
+    seed: int = 0
+    """Seed of the choice of images. Scores play no part in it."""
+    device: Device = "auto"
+    data_root: DataRoot = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure training, scoring and memory on this machine, beside the usual pipeline of the same models."""
+
+    recipe: Literal["quick", "paper"] = "quick"
+    """Where the values of the models and of training come from."""
+    encoder: EncoderName | None = None
+    """Another encoder than the recipe's."""
+    size: int = 64
+    """Side of the images, in pixels: crops of the embedded textures."""
+    images: int = 256
+    """Images in an epoch, up to 512."""
+    epochs: int = 3
+    """Epochs that count, after one that does not."""
+    workers: int = 2
+    """Processes that load images for the usual pipeline; 0 loads them in its own."""
+    json: Path | None = None
+    """Write what is measured to this file too."""
+    device: Device = "auto"
 
 
 def train(command: Train) -> None:
@@ -178,7 +228,7 @@ def score(command: Score) -> None:
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
 
 
-Command = Train | Evaluate | Score | Reproduce
+Command = Train | Evaluate | Score | Reproduce | Figure | Bench
 
 
 def parse_arguments(arguments: Sequence[str]) -> Command:
@@ -194,6 +244,8 @@ def parse_arguments(arguments: Sequence[str]) -> Command:
             Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             Annotated[Score, tyro.conf.subcommand("score")],
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
+            Annotated[Figure, tyro.conf.subcommand("figure")],
+            Annotated[Bench, tyro.conf.subcommand("bench")],
         ]
         config = (tyro.conf.OmitSubcommandPrefixes,)
         return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=config)
@@ -221,18 +273,82 @@ def reproduce(command: Reproduce) -> None:
         raise KeyboardInterrupt("run the same command again to go on") from None
 
 
+def figure(command: Figure) -> None:
+    """Carry out `attnad figure`."""
+    runs = [load_run(folder, device=command.device) for folder in command.runs]
+    names = command.names or tuple(folder.resolve().name for folder in command.runs)
+    if not len(runs) == len(set(names)) == len(names) > 0:
+        raise TrainingError(
+            f"{len(runs)} runs, called {', '.join(names)}; give one or more, and --names, no name twice"
+        )
+    config = runs[0].config
+    for folder, run in zip(command.runs, runs, strict=True):
+        if any(getattr(run.config, name) != getattr(config, name) for name in ("data", "normal_class", "size")):
+            raise TrainingError(f"{folder}: its data or size differ from those of {command.runs[0]}; draw it by itself")
+    test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=command.data_root)
+    try:
+        drawn = [i for i, known in enumerate(test.has_mask.tolist()) if known or not test.has_mask.any()]
+        chosen = [drawn[i] for i in choose([test.kinds[i] for i in drawn], command.columns, seed=command.seed)]
+        rows = {"image": test.images[chosen]}
+        for name, run in zip(names, runs, strict=True):
+            scores, label = run.score(rows["image"]), f"\n{textwrap.fill(name, 18)}" if len(runs) > 1 else ""
+            if command.reconstruction:
+                rows[f"reconstruction{label}"] = scores.x_re
+            rows[f"attention{label}"] = 1 - scores.maps
+        if len(runs) == 1:
+            rows["overlay"] = overlay(rows["image"], rows["attention"])
+        if test.has_mask.any():
+            rows["ground truth"] = test.masks[chosen]
+        title = filter(None, [config.data, config.normal_class, config.attention.encoder, f"{config.size} px"])
+        picture = gallery(rows, [test.kinds[i].replace("/", "\n") for i in chosen], title=", ".join(title))
+        content = io.BytesIO()
+        picture.savefig(content, format=command.out.suffix.lstrip(".") or "png")
+    except ValueError as error:
+        raise TrainingError(f"no figure: {error}") from error
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(command.out, content.getvalue())
+    print(f"{len(chosen)} images: {command.out}")
+
+
+def bench(command: Bench) -> None:
+    """Carry out `attnad bench`."""
+    config = replace(recipe(command.recipe, "textures"), size=command.size)
+    if command.encoder:
+        config = replace(config, attention=replace(config.attention, encoder=command.encoder))
+    images = load_train("textures", size=command.size).images[: max(0, command.images)]
+    batch = max(config.attention.batch, config.adgan.batch)
+    if len(images) < batch or command.epochs < 1:
+        raise TrainingError(
+            f"--images {command.images}, --epochs {command.epochs}: give {batch} or more, and 1 or more"
+        )
+    device = pick_device(command.device)
+    result = run_bench(config, images, device=device, epochs=command.epochs, workers=command.workers)
+    if command.json is not None:
+        command.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(command.json, json.dumps(result, indent=2) + "\n")
+    print(bench_table(result))
+
+
+CARRY_OUT = {
+    Train: train, Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
+}  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
     try:
         command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
-        {Train: train, Evaluate: evaluate, Score: score, Reproduce: reproduce}[type(command)](command)
+        CARRY_OUT[type(command)](command)
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {stop}" if str(stop) else "attnad: stopped", file=sys.stderr)
         return 130
     except (MemoryError, torch.OutOfMemoryError) as error:
         print(f"attnad: out of memory ({error}); try a smaller --size or batch", file=sys.stderr)
         return 1
-    except (DataError, WeightsError, TrainingError, CheckpointError, OSError) as error:
+    except OSError as error:  # a full disk, a folder that is read-only, a file that vanished
+        print(f"attnad: {error}; mend that and run the same command again", file=sys.stderr)
+        return 1
+    except (DataError, WeightsError, TrainingError, CheckpointError) as error:
         print(f"attnad: {error}", file=sys.stderr)
         return 1
     return 0

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -346,7 +347,7 @@ def current_commit() -> str:
         return ""
 
 
-# --- reproduce -------------------------------------------------------------------------------------------------------
+# --- engines: each takes jobs and gives (job, outcome or error) as they end ------------------------------------------
 
 
 def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
@@ -360,6 +361,42 @@ def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job,
             yield job, error
 
 
+def run_on_ray(
+    planned: Sequence[Job], *, jobs_per_gpu: int = 1, **arguments: Any
+) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
+    """Run jobs all at once on a Ray cluster: the one that RAY_ADDRESS or `ray start` names, else this machine alone.
+
+    Each takes one CPU and, where the cluster has GPUs, a share of one. A job whose worker dies is run again, up to
+    three times, and goes on from its last saved state where the machines share the folder of runs. Only this process
+    writes results. Raises TrainingError where Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    try:
+        import ray
+    except ImportError as error:
+        raise TrainingError("--engine ray needs an extra: pip install 'attnad[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
+    try:
+        gpus = 1 / jobs_per_gpu if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(measure)
+        waiting = {remote.remote(job.config, **arguments, progress=False): job for job in planned}
+        while waiting:
+            (ended,), _ = ray.wait(list(waiting))
+            job = waiting.pop(ended)
+            try:
+                yield job, ray.get(ended)
+            except Exception as error:  # Ray's own, or one that wraps the job's
+                yield job, getattr(error, "cause", None) or error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+# --- reproduce -------------------------------------------------------------------------------------------------------
+
+
 def reproduce(
     table: str,
     *,
@@ -369,6 +406,8 @@ def reproduce(
     overrides: dict[str, Any] | None = None,
     data_root: Path | None = None,
     device: str = "auto",
+    engine: str = "local",
+    jobs_per_gpu: int = 1,
     runs: Path = Path("runs"),
     results: Path = Path("book/results"),
 ) -> Summary:
@@ -387,7 +426,10 @@ def reproduce(
             )
     planned = jobs(table, classes=classes or CLASSES[table], seeds=seeds, recipe_name=recipe_name, overrides=overrides)
     arguments = {"runs": runs.resolve(), "data_root": root.resolve(), "device": device, "commit": current_commit()}
-    ended = run_locally(planned, **arguments)
+    if engine == "ray":
+        ended = run_on_ray(planned, jobs_per_gpu=jobs_per_gpu, **arguments)
+    else:
+        ended = run_locally(planned, **arguments)
     failed = []
     for i, (job, outcome) in enumerate(ended, 1):
         label = f"[{i}/{len(planned)}] {job.name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"

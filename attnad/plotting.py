@@ -1,4 +1,4 @@
-"""Galleries of images and their maps (figures 4 to 7): one column an image, one colour scale from 0 to 1 for all maps."""
+"""Galleries of images and their maps (figures 4 to 7): one column an image, one scale from 0 to 1 for all maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # matplotlib writes a cache into the user's home as it loads: only where needed
+    from matplotlib.figure import (
+        Figure,
+    )  # matplotlib writes a cache into the user's home as it loads: only where needed
 
 COLOURS = "cividis"  # even steps in lightness, and the same picture to colour-blind eyes
 
@@ -19,7 +21,10 @@ def choose(kinds: Sequence[str], n: int, *, seed: int = 0) -> list[int]:
     """Choose up to n images for a gallery: half of them 'good', the others from all kinds of anomalies in turn.
 
     Returns indices into `kinds`, good ones first; chance by `seed` decides within a kind, never a score.
+    Raises ValueError where n is below 1.
     """
+    if n < 1:
+        raise ValueError(f"cannot draw {n} images; choose 1 or more")
     groups: dict[str, list[int]] = {kind: [] for kind in sorted(set(kinds))}
     for i, kind in enumerate(kinds):
         groups[kind].append(i)
@@ -52,7 +57,9 @@ def gallery(rows: Mapping[str, Tensor], titles: Sequence[str], *, title: str = "
         raise ValueError("there is nothing to draw; give at least one row and one image")
     for name, values in rows.items():
         if len(values) != len(titles):
-            raise ValueError(f"row {name!r} has {len(values)} images and there are {len(titles)} titles; give one of each")
+            raise ValueError(
+                f"row {name!r} has {len(values)} images and there are {len(titles)} titles; give one of each"
+            )
         if values.is_floating_point() and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"row {name!r} has values outside [0, 1] or NaN; scale it by what its values mean")
 
@@ -70,6 +77,7 @@ def gallery(rows: Mapping[str, Tensor], titles: Sequence[str], *, title: str = "
     if any(values.ndim == 3 and values.is_floating_point() for values in rows.values()):
         bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.03, ticks=[0, 0.5, 1])
         bar.set_label("attention: 0 anomalous, 1 normal", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     if title:
         figure.suptitle(title, fontsize=9)
     return figure

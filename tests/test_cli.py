@@ -292,7 +292,9 @@ def test_a_full_disk_keeps_what_is_saved(tiles, run, tmp_path, capsys, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr("attnad.checkpoint.os.fsync", full)
-        assert os.strerror(errno.ENOSPC) in fails(capsys, "train", tiles, *TINY, "--out", out)
+        error = fails(capsys, "train", tiles, *TINY, "--out", out)
+    assert os.strerror(errno.ENOSPC) in error
+    assert "run the same command again" in error
     assert main(["train", str(tiles), *TINY, "--out", str(out)]) == 0
     for name in ("attention.safetensors", "adgan.safetensors"):
         assert (out / name).read_bytes() == (run / name).read_bytes()

@@ -24,7 +24,7 @@ ROWS = [
     ("score",),
     ("run", "report"),
     ("baseline",),
-    ("experiments", "explore"),
+    ("experiments", "explore", "bench"),
     ("cli",),
     ("__main__",),
 ]

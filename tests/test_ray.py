@@ -1,0 +1,113 @@
+"""Runs on a real Ray cluster of two workers, one killed on the way: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from attnad.experiments import TABLES, jobs, read_results, reproduce, rows, run_locally
+from attnad.train import TrainingError
+
+pytest.importorskip("ray", reason="the engine needs the extra ray: pip install 'attnad[ray]'")
+
+TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 2, "adgan.epochs": 1}
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one CPU each, as real processes of this machine."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    cluster.add_node(num_cpus=1, num_gpus=0)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def busy_workers() -> list[int]:
+    """Process numbers of the workers below this process that run `measure` now."""
+    parent, busy = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pid = int(folder.name)
+            parent[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::measure"):
+                busy.append(pid)
+        except OSError:  # it has ended
+            continue
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parent and is_ours(parent[pid]))
+
+    return [pid for pid in busy if is_ours(pid)]
+
+
+def kill_one(runs: Path, killed: list[int]) -> None:
+    """Kill a worker once a run has logged its first epoch."""
+    give_up = time.monotonic() + 120
+    while time.monotonic() < give_up:
+        if (busy := busy_workers()) and any(runs.glob("*/log.csv")):
+            os.kill(busy[0], signal.SIGKILL)
+            killed.append(busy[0])
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its workers in /proc")
+def test_a_killed_worker_costs_nothing(cluster, tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:2])
+    arguments = {"seeds": SEEDS, "overrides": TINY}
+    folders = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one, args=(folders["runs"], killed))
+    killer.start()
+    reproduce("textures", device="cpu", engine="ray", **arguments, **folders)
+    killer.join()
+    assert len(killed) == 1
+
+    found = read_results(folders["results"] / "results.csv")
+    planned = jobs("textures", classes=["brick"], **arguments)
+    assert len(planned) == 6
+    assert len(found) == len({(r["method"], r["seed"], r["metric"]) for r in found}) == 6 * len(rows_of(planned[0]))
+    for folder in folders["runs"].iterdir():
+        assert {"run.json", "metrics.json"} <= {path.name for path in folder.iterdir()}
+    assert len(list(folders["runs"].iterdir())) == 6
+
+    # One of them once more, here: the same figures as the cluster's.
+    job = planned[-1]
+    ((_, outcome),) = run_locally([job], runs=tmp_path / "here", device="cpu", progress=False)
+    here = {row["metric"]: float(row["value"]) for row in rows(job, outcome)}
+    there = {r["metric"]: float(r["value"]) for r in found if (r["method"], r["seed"]) == (method_of(job), "2")}
+    assert there == pytest.approx(here, abs=0.05)  # another number of threads rounds otherwise
+
+
+def rows_of(job):
+    return next(iter(job.variant.rows.values()))
+
+
+def method_of(job):
+    return next(iter(job.variant.rows))
+
+
+def test_a_failed_run_is_named_and_the_others_run(cluster, tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:1])
+    bad = tmp_path / "runs"
+    folders = {"runs": bad, "results": tmp_path / "results"}
+    with pytest.raises(
+        TrainingError, match=r"1 of 2 runs failed:\n.*pebble.*DataError: textures: has no class 'pebble'"
+    ):
+        reproduce(
+            "textures", classes=["pebble", "grass"], seeds=[0], overrides=TINY | {"attention.epochs": 1}, device="cpu",
+            engine="ray", **folders,
+        )  # fmt: skip
+    assert {row["class"] for row in read_results(tmp_path / "results" / "results.csv")} == {"grass"}
