@@ -9,14 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from attnad.experiments import TABLES, jobs, read_results, reproduce, rows, run_locally
 from attnad.train import TrainingError
 
 pytest.importorskip("ray", reason="the engine needs the extra ray: pip install 'attnad[ray]'")
 
-TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 2, "adgan.epochs": 1}
-SEEDS = (0, 1, 2)
+TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
+SEEDS = (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +78,21 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path, monkeypatch):
 
     found = read_results(folders["results"] / "results.csv")
     planned = jobs("textures", classes=["brick"], **arguments)
-    assert len(planned) == 6
-    assert len(found) == len({(r["method"], r["seed"], r["metric"]) for r in found}) == 6 * len(rows_of(planned[0]))
+    assert len(planned) == 4
+    assert len(found) == len({(r["method"], r["seed"], r["metric"]) for r in found}) == 4 * len(rows_of(planned[0]))
     for folder in folders["runs"].iterdir():
         assert {"run.json", "metrics.json"} <= {path.name for path in folder.iterdir()}
-    assert len(list(folders["runs"].iterdir())) == 6
+    assert len(list(folders["runs"].iterdir())) == 4
 
-    # One of them once more, here: the same figures as the cluster's.
+    # One of them once more, here and with one thread as there: the same figures as the cluster's.
     job = planned[-1]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     ((_, outcome),) = run_locally([job], runs=tmp_path / "here", device="cpu", progress=False)
-    here = {row["metric"]: float(row["value"]) for row in rows(job, outcome)}
-    there = {r["metric"]: float(r["value"]) for r in found if (r["method"], r["seed"]) == (method_of(job), "2")}
-    assert there == pytest.approx(here, abs=0.05)  # another number of threads rounds otherwise
+    torch.set_num_threads(threads)
+    here = {row["metric"]: row["value"] for row in rows(job, outcome)}
+    there = {r["metric"]: r["value"] for r in found if (r["method"], r["seed"]) == (method_of(job), "1")}
+    assert there == here
 
 
 def rows_of(job):
@@ -101,13 +105,11 @@ def method_of(job):
 
 def test_a_failed_run_is_named_and_the_others_run(cluster, tmp_path, monkeypatch):
     monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:1])
-    bad = tmp_path / "runs"
-    folders = {"runs": bad, "results": tmp_path / "results"}
+    folders = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
     with pytest.raises(
         TrainingError, match=r"1 of 2 runs failed:\n.*pebble.*DataError: textures: has no class 'pebble'"
     ):
         reproduce(
-            "textures", classes=["pebble", "grass"], seeds=[0], overrides=TINY | {"attention.epochs": 1}, device="cpu",
-            engine="ray", **folders,
+            "textures", classes=["pebble", "grass"], seeds=[0], overrides=TINY, device="cpu", engine="ray", **folders,
         )  # fmt: skip
     assert {row["class"] for row in read_results(tmp_path / "results" / "results.csv")} == {"grass"}
