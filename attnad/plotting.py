@@ -44,10 +44,17 @@ def overlay(images: Tensor, maps: Tensor) -> Tensor:
     return (images.float().mean(1, keepdim=True) / 255 + colours.float()) / 2
 
 
-def gallery(rows: Mapping[str, Tensor], titles: Sequence[str], *, title: str = "") -> Figure:
+def gallery(
+    rows: Mapping[str, Tensor],
+    titles: Sequence[str],
+    *,
+    title: str = "",
+    label: str = "attention: 0 anomalous, 1 normal",
+) -> Figure:
     """Draw one row for each name and tensor of n images' pictures or maps, with a title over each column.
 
     Pictures are [n, 3, s, s], uint8 or float in [0, 1]; maps are float [n, s, s] in [0, 1], masks bool [n, s, s].
+    `label` says what the maps' one scale means.
     Raises ValueError, naming the row, where there is no image, lengths differ or a value is outside of [0, 1].
     """
     from matplotlib.cm import ScalarMappable
@@ -76,7 +83,7 @@ def gallery(rows: Mapping[str, Tensor], titles: Sequence[str], *, title: str = "
         ax.set_title(text, fontsize=8)
     if any(values.ndim == 3 and values.is_floating_point() for values in rows.values()):
         bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.03, ticks=[0, 0.5, 1])
-        bar.set_label("attention: 0 anomalous, 1 normal", fontsize=8)
+        bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
     if title:
         figure.suptitle(title, fontsize=9)
