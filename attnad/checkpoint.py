@@ -1,12 +1,15 @@
 """Files that a run leaves: safetensors for weights and training state, JSON for configuration and results.
 
-Every file is written whole or not at all, and no pickle is ever read.
+Every file is written whole or not at all and carries a SHA-256 of what it holds, so that one flipped bit is refused. A
+file of an earlier version carries none and is read as it is. No pickle is ever read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,33 @@ class CheckpointError(RuntimeError):
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: to a neighbour first, flushed to the disk, then renamed over the old one."""
+    """Write a file whole or not at all: to a neighbour first, flushed to the disk, then renamed over the old one.
+
+    Raises OSError, naming the file, where the disk is full or the folder cannot be written to; the old file stays.
+    """
     content = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # Ctrl-C too
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def save_json(path: Path, values: dict[str, Any]) -> None:
     """Write plain values as JSON, atomically."""
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    write_atomically(path, json.dumps(values | {"sha256": _json_sum(values)}, indent=2) + "\n")
+
+
+def _json_sum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -47,12 +64,24 @@ def load_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); restore it or train again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no table of values; restore it or train again")
+    if values.pop("sha256", None) not in (None, _json_sum(values)):
+        raise CheckpointError(f"{path} was changed (its SHA-256 is another); restore it or train again")
     return values
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors as safetensors, atomically."""
-    write_atomically(path, save_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, save_safetensors(tensors, {"sha256": _tensors_sum(tensors)}))
+
+
+def _tensors_sum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of contiguous tensors on the CPU, whatever their order."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -61,11 +90,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises CheckpointError, naming the file, where it is missing, damaged, or holds a value that is not finite.
     """
     try:
-        tensors = load_safetensors(path.read_bytes())
+        content = path.read_bytes()
+        tensors = load_safetensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; is {path.parent} the folder of a finished run?") from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it or train again") from error
+    if "__metadata__" in header and header["__metadata__"].get("sha256") != _tensors_sum(tensors):
+        raise CheckpointError(f"{path} is damaged (its SHA-256 is another); restore it or train again")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} holds a value that is not finite; restore it or train again")
@@ -102,11 +135,20 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
     return {f"{prefix}.{i}.{key}": value for i, values in state.items() for key, value in values.items()}
 
 
-def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Fill an optimiser's state from tensors named as `optimizer_tensors` names them."""
+def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill an optimiser's state from tensors named as `optimizer_tensors` names them.
+
+    Raises CheckpointError, naming the file and the tensor, where one is of no parameter's or of another shape.
+    """
+    parameters = {str(i): p for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{prefix}."):
-            index, key = name.removeprefix(f"{prefix}.").split(".")
+            index, _, key = name.removeprefix(f"{prefix}.").partition(".")
+            if index not in parameters or value.shape != (() if key == "step" else parameters[index].shape):
+                raise CheckpointError(
+                    f"{path} is of another model: {name} is {tuple(value.shape)}; use the config.json that it was "
+                    "trained with"
+                )
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

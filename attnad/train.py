@@ -148,7 +148,7 @@ class _State:
         for name, module in self.modules.items():
             load_module(name, module, tensors, self.path)
         for name, optimizer in self.optimizers.items():
-            load_optimizer(f"optimizer_{name}", optimizer, tensors)
+            load_optimizer(f"optimizer_{name}", optimizer, tensors, self.path)
         return int(tensors["epoch"])
 
     def save(self, epoch: int, *, last: bool) -> None:

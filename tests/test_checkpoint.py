@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from attnad.checkpoint import (
@@ -130,7 +131,7 @@ def test_an_optimizer_takes_the_same_next_steps(tmp_path):
     resumed, other = made(2)
     tensors = load_tensors(path)
     load_module("module", resumed, tensors, path)
-    load_optimizer("optimizer_g", other, tensors)
+    load_optimizer("optimizer_g", other, tensors, path)
     steps(resumed, other)
     for (name, value), again in zip(module.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(value, again), name
@@ -144,9 +145,32 @@ def test_an_optimizer_takes_the_same_next_steps(tmp_path):
 def test_an_optimizer_that_has_not_stepped_has_no_state(tmp_path):
     optimizer = torch.optim.Adam(small().parameters(), 0.5)
     assert optimizer_tensors("o", optimizer) == {}
-    load_optimizer("o", optimizer, {"other.0.step": torch.tensor(1.0)})
+    load_optimizer("o", optimizer, {"other.0.step": torch.tensor(1.0)}, tmp_path)
     assert optimizer_tensors("o", optimizer) == {}
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({"o.0.exp_avg": torch.zeros(3, 2, 3)}),
+        lambda t: t.update({"o.0.exp_avg": torch.tensor(0.0)}),
+        lambda t: t.update({"o.0.step": torch.ones(2)}),
+        lambda t: t.update({"o.9.step": torch.tensor(1.0)}),
+        lambda t: t.update({"o.weight": torch.tensor(1.0)}),
+    ],
+)
+def test_an_optimizer_of_another_model_is_refused(change, tmp_path):
+    module = small()
+    optimizer = torch.optim.Adam(module.parameters(), 0.5)
+    module(torch.rand(8, 2, 3, 3)).mean().backward()
+    optimizer.step()
+    tensors = optimizer_tensors("o", optimizer)
+    load_optimizer("o", optimizer, tensors, tmp_path / "a")
+    change(tensors)
+    with pytest.raises(CheckpointError, match=r"another model: o\.\w+.* is \(.*\); use the config") as raised:
+        load_optimizer("o", optimizer, tensors, tmp_path / "a")
+    assert str(tmp_path / "a") in str(raised.value)
 
 
 def test_json_round_trip(tmp_path):
@@ -189,6 +213,24 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
 
 
+@pytest.mark.parametrize("how", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_write_that_stops_names_its_file_and_leaves_nothing_behind(how, tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    save_json(path, {"a": 1})
+
+    def stop(descriptor: int) -> None:
+        raise how
+
+    monkeypatch.setattr("attnad.checkpoint.os.fsync", stop)
+    with pytest.raises(type(how)) as raised:
+        save_json(path, {"a": 2})
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_json(path) == {"a": 1}
+    if isinstance(how, OSError):
+        assert raised.value.filename == str(path)
+        assert raised.value.errno == 28
+
+
 # Refused
 
 
@@ -220,6 +262,47 @@ def test_every_flipped_bit_of_the_header_is_refused(tmp_path):
             with pytest.raises(CheckpointError) as raised:
                 load_module("m", nn.Linear(2, 3), load_tensors(path), path)
             assert str(path) in str(raised.value)
+
+
+def test_every_flipped_bit_of_the_values_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(3), "empty": torch.zeros(0, 3)})
+    whole = path.read_bytes()
+    for byte in range(8 + int.from_bytes(whole[:8], "little"), len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[byte] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=r"is damaged \(its SHA-256 is another\); restore it or") as raised:
+                load_tensors(path)
+            assert str(path) in str(raised.value)
+
+
+def test_every_flipped_bit_of_json_is_refused_or_changes_nothing(tmp_path):
+    path, values = tmp_path / "a.json", {"threshold": 0.25, "n": 12, "name": "b", "list": [True, None]}
+    save_json(path, values)
+    whole, as_before = path.read_bytes(), 0
+    for byte in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[byte] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                found = load_json(path)
+            except CheckpointError as error:
+                assert str(path) in str(error)
+            else:  # white space, or the sum's own name
+                as_before += 1
+                assert {name: value for name, value in found.items() if len(str(value)) < 64} == values
+    assert as_before < 0.05 * 8 * len(whole)
+
+
+def test_files_without_a_sum_are_read_as_they_are(tmp_path):
+    """So were those of earlier versions."""
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors")["a"], torch.ones(2))
+    assert load_json(tmp_path / "a.json") == {"a": 1}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
