@@ -8,15 +8,20 @@ CACHE := book/_build/.jupyter_cache
 # spinning, its default, makes training many times slower as soon as another program wants a core.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 
-.PHONY: help book test lint notebook notebooks clean
+# Seconds that a cell may take in make test.
+CELL_SECONDS ?= 600
+CHECK_CHAPTERS = pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
+
+.PHONY: help book test chapters lint notebook notebooks clean
 
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
 	@echo "make test      run the tests, then every chapter"
+	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
 	@echo "make lint      check the code's rules and format"
 	@echo "make notebook  open the chapters in JupyterLab"
 	@echo "make notebooks run the chapters in place, for their pictures on GitHub and in the README"
-	@echo "make clean     remove the built book and caches (.venv stays)"
+	@echo "make clean     remove the built book, the chapters' runs and caches (.venv stays)"
 
 # Everything in pyproject.toml's lists, once, and again when they change.
 $(STAMP): pyproject.toml
@@ -26,9 +31,9 @@ $(STAMP): pyproject.toml
 	.venv/bin/python -m pip install --disable-pip-version-check -e '.[book,test]'
 	@touch $@
 
-# Outputs of executed chapters. They are stale once what the chapters import or read has changed.
+# Outputs of executed chapters, and what they trained. Both are stale once what the chapters import or read has changed.
 $(CACHE)/.fresh: $(STAMP) _config.yml $(shell find attnad book/results -type f ! -name '*.pyc' 2>/dev/null)
-	rm -rf $(CACHE)
+	rm -rf $(CACHE) notebooks/runs
 	@mkdir -p $(CACHE)
 	@touch $@
 
@@ -36,22 +41,25 @@ book: $(STAMP) $(CACHE)/.fresh
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
 
-test: $(STAMP)
+test: $(STAMP) $(CACHE)/.fresh
 	$(RUN) pytest
-	$(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+	$(RUN) $(CHECK_CHAPTERS)
+
+chapters: $(STAMP) $(CACHE)/.fresh
+	$(RUN) $(CHECK_CHAPTERS)
 
 lint: $(STAMP)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 
-notebook: $(STAMP)
+notebook: $(STAMP) $(CACHE)/.fresh
 	$(RUN) jupyter lab notebooks
 
 # Committed executed, without progress bars; the README's picture is the tour's output of the cell "maps".
-notebooks: $(STAMP)
+notebooks: $(STAMP) $(CACHE)/.fresh
 	$(RUN) jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(RUN) python notebooks/tidy.py
 
 clean:
-	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf book/_build notebooks/runs .pytest_cache .ruff_cache .hypothesis
 	find attnad tests notebooks -name __pycache__ -prune -exec rm -rf {} +

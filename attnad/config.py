@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass
+from operator import attrgetter
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -146,13 +149,46 @@ def recipe(name: str, data: str) -> RunConfig:
                 epochs=10,
                 batch=16,
                 learning_rate=1e-3,
-                adv_ano_weight=0.05,
-                adv_weight=0.05,
+                adv_ano_weight=0.01,
+                adv_weight=0.01,
                 kl_weight=0.01,
             ),
-            adgan=ADGANConfig(epochs=4, batch=32, learning_rate=5e-4, synthetic_fakes=True),
+            adgan=ADGANConfig(epochs=4, batch=32, learning_rate=5e-4, synthetic_fakes=True, ema=0.9),
         )
     raise ValueError(f"there is no recipe {name!r}; use quick or paper")
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
+    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+    ("augment.grids", "one or more whole numbers from 2 to 32", lambda v: v and all(2 <= g <= 32 for g in v)),
+    ("augment.box_area", "two shares above 0 and up to 1, the lower first", lambda v: 0 < v[0] <= v[1] <= 1),
+    ("augment.box_aspect", "1 or more", lambda v: 1 <= v < math.inf),
+    ("augment.hue", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
+    ("augment.whole_share augment.brightness augment.contrast augment.saturation adgan.ema",
+     "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("attention.latent", "from 1 to 1024", lambda v: 1 <= v <= 1024),
+    ("attention.width", "from 2 to 256", lambda v: 2 <= v <= 256),
+    ("attention.batch adgan.batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
+    ("attention.learning_rate adgan.learning_rate", "above 0", lambda v: 0 < v < math.inf),
+    ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("attention.adv_ano_weight attention.adv_weight attention.g_weight attention.att_weight attention.kl_weight "
+     "adgan.reconstruction_weight", "0 or more", lambda v: 0 <= v < math.inf),
+    ("attention.epochs adgan.epochs adgan.real_anomalies", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
+)  # fmt: skip
+
+
+def check(config: RunConfig) -> None:
+    """Raise ValueError, naming the field and what it takes, where a value makes no sense.
+
+    The upper ends keep a damaged or foreign config.json from asking for networks that no machine can hold.
+    """
+    for names, range_, fits in _RANGES:
+        for name in names.split():
+            if not fits(value := attrgetter(name)(config)):
+                raise ValueError(f"{name} cannot be {value}; choose {range_}")
+    if odd := [grid for grid in config.augment.grids if config.size % grid]:
+        raise ValueError(f"augment.grids: {config.size} pixels do not divide by {odd[0]}; choose another grid or size")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -196,4 +232,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         args = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is ... else args
         return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
-    return type(value) is hint or (hint is float and type(value) is int)  # a bool is no int here
+    whole = hint is float and type(value) is int and abs(value) <= 2**53  # a bool is no int here
+    return type(value) is hint or whole

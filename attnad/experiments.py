@@ -94,10 +94,12 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
         "attention.adv_weight": 1.0, "attention.adv_ano_weight": 1.0, "attention.g_weight": 1.0,
         "attention.att_weight": 1.0, "attention.kl_weight": 1.0,
     },
+    "adversarial losses five times as heavy": {"attention.adv_weight": 0.05, "attention.adv_ano_weight": 0.05},
     "no adversarial losses": {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0},
     "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
     "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
     "ADGAN trains its features": {"adgan.train_features": True},
+    "ADGAN with a slow moving average (0.99)": {"adgan.ema": 0.99},
     "ADGAN without moving average": {"adgan.ema": 0.0},
 }  # fmt: skip
 

@@ -89,6 +89,80 @@ def test_table_of_contents_is_complete():
     assert chapters == sorted(chapters), "chapters are numbered in reading order"
 
 
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def test_every_chapter_sets_itself_up_in_the_same_way():
+    """The first code cell is one text in all chapters: on Colab, this version of the book."""
+    first = {source(cells(path, "code")[0]) for path in NOTEBOOKS}
+    assert len(first) == 1, "the first code cells differ"
+    (text,) = first
+    assert f'"v{project()["version"]}", url' in text
+    assert "torch" not in "".join(re.findall(r"check_call\(.*", text)), "Colab's torch must stay"
+    extras = set(re.findall(r"/content/book\[([\w,]+)\]", text)[0].split(","))
+    assert extras <= set(project()["optional-dependencies"])
+    for path in NOTEBOOKS:
+        if switch := [source(c) for c in cells(path, "code") if source(c).count("ATTNAD_PROFILE")]:
+            assert len(switch) == 1, f"{path.name}: one switch"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_chapter_has_its_parts(path: Path):
+    first, *_, last = cells(path, "markdown")
+    assert all(f"**{word}.**" in source(first) for word in ("Goals", "Time", "Data"))
+    text = prose(path)
+    assert "\n## Summary\n" in text
+    assert "**Where to go on.**" in source(last)
+    exercises = re.search(r"\n## Exercises\n(.*?)\n:::", text, re.DOTALL)[1]
+    solutions = re.search(r"\n:::\{admonition\} Solutions\n:class: dropdown\n(.*?)\n:::", text, re.DOTALL)[1]
+    numbers = re.findall(r"^(\d)\. ", exercises, re.MULTILINE)
+    assert 3 <= len(numbers) <= 5
+    assert re.findall(r"^(\d)\. ", solutions, re.MULTILINE) == numbers, "a solution for each exercise"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_chapter_is_committed_executed(path: Path):
+    """GitHub shows the pictures, nbval has something to compare with, and a screen reader has something to read."""
+    checked = 0
+    for cell in cells(path, "code"):
+        assert cell["execution_count"], f"cell {cell['id']} was not executed; run make notebooks"
+        outputs = cell["outputs"]
+        assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for o in outputs), cell["id"]
+        if any("image/png" in output.get("data", {}) for output in outputs):
+            alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(alt) > 20, f"cell {cell['id']}: a picture without alt text"
+        if "nbval-check-output" in cell["metadata"].get("tags", []):
+            assert outputs, f"cell {cell['id']} is to be compared and prints nothing"
+            checked += 1
+    assert checked, "nothing that nbval compares"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_equation_number_stands_where_its_function_is_used(path: Path):
+    code = "\n".join(source(cell) for cell in cells(path, "code"))
+    text = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    for number, function in EQUATIONS.items():
+        if re.search(rf"\b{function}\(", code):
+            said = rf"\\tag\{{{number}\}}|([Ee]qs?\.|[Ee]quations?|and|to) \({number}\)"
+            assert re.search(said, text), f"uses {function} and does not name eq. ({number})"
+
+
+def test_workflows_run_what_exists():
+    """Tests on a processor, full scale on a GPU, Colab's image, and publishing."""
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    flows = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / ".github/workflows").glob("*.yml")}
+    assert {"ci", "gpu", "colab", "pages"} == flows.keys()
+    for text in flows.values():
+        assert yaml.safe_load(text)["jobs"]
+        assert set(re.findall(r"run: make (\w+)", text)) <= targets
+    assert "gpu" in yaml.safe_load(flows["gpu"])["jobs"]["chapters"]["runs-on"]
+
+
 def test_citations_exist():
     bib = (ROOT / "book/references.bib").read_text(encoding="utf-8")
     keys = re.findall(r"^@\w+\{([^,\s]+),", bib, flags=re.MULTILINE)
