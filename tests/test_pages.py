@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "book/_build/html"
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -89,6 +91,19 @@ def test_page(name: str, page: Page, address: str):
     assert page.evaluate("[...document.querySelectorAll('main img')].filter(i => !i.alt).map(i => i.src)") == []
     # A wide table or a long formula scrolls in its own box; the page itself does not move sideways under a thumb.
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_chapter_opens_elsewhere(name: str, page: Page, address: str):
+    """Buttons on top of a chapter: Colab and Binder open this notebook, and its source is to be had."""
+    page.goto(f"{address}/{name}.html", wait_until="domcontentloaded")
+    links = page.evaluate("[...document.querySelectorAll('.article-header-buttons a')].map(a => a.href)")
+    repository = CONFIG["repository"]["url"].removeprefix("https://")
+    branch = CONFIG["repository"]["branch"]
+    assert f"https://colab.research.google.com/{repository.replace('.com', '')}/blob/{branch}/{name}.ipynb" in links
+    assert any(re.fullmatch(rf"https://mybinder.org/.*attnad.*{name}.ipynb", link) for link in links)
+    assert any(link.endswith(f"{name.rpartition('/')[2]}.ipynb") and link.startswith(address) for link in links)
+    assert f"https://{repository}/blob/{branch}/{name}.ipynb?plain=1" in links
 
 
 def test_dark_mode_is_dark(browser: Browser, address: str):
