@@ -11,8 +11,12 @@ def main() -> int:
     read when PyTorch loads, so it comes before that import; one that the user made stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from attnad.cli import main as cli
-
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
+    try:
+        from attnad.cli import main as cli
+    except KeyboardInterrupt:  # it takes seconds
+        print("attnad: stopped; nothing was begun", file=sys.stderr)
+        return 130
     return cli()
 
 

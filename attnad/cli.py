@@ -267,10 +267,7 @@ def reproduce(command: Reproduce) -> None:
     }
     given = {key: values.pop(name) for name, key in names.items()}
     overrides = {key: value for key, value in given.items() if value is not None}
-    try:
-        reproduce_table(values.pop("table"), recipe_name=values.pop("recipe"), overrides=overrides, **values)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("run the same command again to go on") from None
+    reproduce_table(values.pop("table"), recipe_name=values.pop("recipe"), overrides=overrides, **values)
 
 
 def figure(command: Figure) -> None:
@@ -340,15 +337,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
         CARRY_OUT[type(command)](command)
     except KeyboardInterrupt as stop:
-        print(f"attnad: stopped; {stop}" if str(stop) else "attnad: stopped", file=sys.stderr)
+        print(f"attnad: stopped; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        print(f"attnad: out of memory ({error}); try a smaller --size or batch", file=sys.stderr)
-        return 1
     except OSError as error:  # a full disk, a folder that is read-only, a file that vanished
-        print(f"attnad: {error}; mend that and run the same command again", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"attnad: {what}; mend that and run the same command again, what was saved is kept", file=sys.stderr)
         return 1
     except (DataError, WeightsError, TrainingError, CheckpointError) as error:
         print(f"attnad: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise  # a mistake of the program
+        reason = (str(error).splitlines() or ["no more"])[0]
+        print(f"attnad: out of memory ({reason}); try a smaller --size or batch", file=sys.stderr)
         return 1
     return 0

@@ -312,14 +312,24 @@ def _lookup(values: Any, key: str) -> Any:
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
-    """Read results.csv or paper.csv, no row where the file is missing. Raises DataError on other columns."""
+    """Read results.csv or paper.csv, no row where the file is missing.
+
+    Raises DataError, naming the file, on other columns and where it is damaged.
+    """
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        found = list(reader)
-    if path.name == "results.csv" and tuple(reader.fieldnames or ()) != COLUMNS:
-        raise DataError(f"{path}: has not the columns {', '.join(COLUMNS)}; move it away and reproduce again")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            head, *lines = csv.reader(file)
+        if path.name == "results.csv" and tuple(head) != COLUMNS:
+            raise DataError(f"{path}: has not the columns {', '.join(COLUMNS)}; move it away and reproduce again")
+        found = [dict(zip(head, line, strict=True)) for line in lines if line]
+        for row in found:
+            float(row["value"]), int(row.get("seed", 0))
+    except DataError:
+        raise
+    except (ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{path}: is damaged ({error}); restore it, or move it away and reproduce again") from error
     return found
 
 

@@ -10,13 +10,10 @@ RUN/run.json                       threshold and facts about the training, writt
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +30,22 @@ from attnad.checkpoint import (
     module_tensors,
     save_json,
     save_tensors,
-    write_atomically,
 )
-from attnad.config import RunConfig, from_dict, to_dict
+from attnad.config import RunConfig, check, from_dict, to_dict
 from attnad.data import TestSet, classes, load_train, split_normal
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
-from attnad.train import SAVE_SECONDS, TrainingError, pick_device, train_adgan, train_attention
+from attnad.train import (
+    SAVE_SECONDS,
+    TrainingError,
+    fingerprint,
+    pick_device,
+    read_log,
+    train_adgan,
+    train_attention,
+    write_log,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def train_run(
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
     try:
-        _check(config)
+        check(config)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     chosen = pick_device(device)
@@ -103,7 +108,7 @@ def train_run(
         if stage1 is None or (folder / "attention.state.safetensors").exists():
             network, discriminator = train_attention(config, images, **arguments)
         else:
-            network, discriminator = _take_over(stage1, folder, config, chosen)
+            network, discriminator = _take_over(stage1, folder, config, images, chosen)
         anomalies = _real_anomalies(config, data_root) if config.adgan.real_anomalies else None
         adgan = train_adgan(config, images, network, anomalies=anomalies, **arguments)
 
@@ -118,6 +123,7 @@ def train_run(
             threshold=threshold,
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
             n_train=len(images),
+            images=fingerprint(images),
             seconds=_logged_seconds(folder / "log.csv"),
             **machine_facts(chosen),
         )
@@ -143,7 +149,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def _take_over(
-    stage1: Path, folder: Path, config: RunConfig, device: torch.device
+    stage1: Path, folder: Path, config: RunConfig, images: Tensor, device: torch.device
 ) -> tuple[AttentionNetwork, Discriminator]:
     """Load stage 1 from another run, and begin the log with that run's, as if it had been trained here."""
     there = _load_config(stage1 / "config.json")
@@ -151,9 +157,10 @@ def _take_over(
         to_dict(replace(there, adgan=config.adgan, image_score=config.image_score)), to_dict(config)
     ):
         raise TrainingError(f"{stage1} has another stage 1 ({'; '.join(differences)}); train it instead")
+    if load_json(stage1 / "run.json").get("images") not in (None, fingerprint(images)):  # None: of an earlier version
+        raise TrainingError(f"{stage1} was trained on other images than these; restore the data or move that run away")
     if not (folder / "adgan.state.safetensors").exists():
-        lines = (stage1 / "log.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-        write_atomically(folder / "log.csv", "".join(lines[:1] + [n for n in lines if n.startswith("attention,")]))
+        write_log(folder / "log.csv", [line for line in read_log(stage1 / "log.csv") if line[0] == "attention"])
     return _load_attention(stage1, config, device)
 
 
@@ -194,49 +201,17 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
 def _load_config(path: Path) -> RunConfig:
     try:
         config = from_dict(RunConfig, load_json(path))
-        _check(config)
+        check(config)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return config
 
 
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("size", "a multiple of 32", lambda v: v >= 32 and v % 32 == 0),
-    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
-    ("augment.grids", "one or more whole numbers from 2 to 32", lambda v: v and all(2 <= g <= 32 for g in v)),
-    ("augment.box_area", "two shares above 0 and up to 1, the lower first", lambda v: 0 < v[0] <= v[1] <= 1),
-    ("augment.box_aspect", "1 or more", lambda v: 1 <= v < math.inf),
-    ("augment.hue", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
-    ("augment.whole_share augment.brightness augment.contrast augment.saturation adgan.ema",
-     "from 0 to 1", lambda v: 0 <= v <= 1),
-    ("attention.latent", "1 or more", lambda v: v >= 1),
-    ("attention.width attention.batch adgan.batch", "2 or more", lambda v: v >= 2),
-    ("attention.learning_rate adgan.learning_rate", "above 0", lambda v: 0 < v < math.inf),
-    ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
-    ("attention.adv_ano_weight attention.adv_weight attention.g_weight attention.att_weight attention.kl_weight "
-     "attention.epochs adgan.epochs adgan.reconstruction_weight adgan.real_anomalies",
-     "0 or more", lambda v: 0 <= v < math.inf),
-)  # fmt: skip
-
-
-def _check(config: RunConfig) -> None:
-    """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
-    for names, range_, fits in _RANGES:
-        for name in names.split():
-            if not fits(value := attrgetter(name)(config)):
-                raise ValueError(f"{name} cannot be {value}; choose {range_}")
-    if odd := [grid for grid in config.augment.grids if config.size % grid]:
-        raise ValueError(f"augment.grids: {config.size} pixels do not divide by {odd[0]}; choose another grid or size")
-
-
 def _logged_seconds(path: Path) -> dict[str, float]:
     """Seconds of training by stage, over all sittings, from the log's one figure an epoch."""
-    epochs: dict[tuple[str, str], float] = {}
     if not path.exists():  # neither stage has an epoch
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            epochs[line["stage"], line["epoch"]] = float(line["seconds"])
+    epochs = {(stage, epoch): float(seconds) for stage, epoch, _, _, seconds in read_log(path)}
     stages = dict.fromkeys(stage for stage, _ in epochs)
     return {stage: round(sum(s for (name, _), s in epochs.items() if name == stage), 1) for stage in stages}
 

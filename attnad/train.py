@@ -87,27 +87,45 @@ def _normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
+def fingerprint(images: Tensor) -> str:
+    """SHA-256 of images, in hexadecimal digits: which data a state or a run was trained on."""
+    return hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()
+
+
+def read_log(path: Path) -> list[list[str]]:
+    """Lines of a log.csv without its head: stage, epoch, term, loss, seconds.
+
+    Raises CheckpointError, naming the file, where it is missing or damaged.
+    """
+    try:
+        _, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        for _, epoch, _, loss, seconds in lines:
+            int(epoch), float(loss), float(seconds)
+    except (OSError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or remove it to go on") from error
+    return lines
+
+
+def write_log(path: Path, lines: Sequence[Sequence[str]]) -> None:
+    """Write a log.csv whole: its head, and lines as `read_log` gives them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("stage", "epoch", "term", "loss", "seconds"), *lines])
+    write_atomically(path, text.getvalue())
+
+
 class _Log:
     """Losses of each epoch, as lines of RUN/log.csv, written whole each time so that resuming leaves no doubles."""
 
     def __init__(self, path: Path | None, stage: str, terms: Sequence[str], first_epoch: int):
         self.path, self.stage, self.terms, self.lines = path, stage, terms, []
         if path is not None and path.exists():
-            try:
-                _, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
-                self.lines = [line for line in lines if line[0] != stage or int(line[1]) <= first_epoch]
-            except (ValueError, IndexError, csv.Error) as error:
-                raise CheckpointError(f"{path} is damaged ({error}); restore it, or remove it to go on") from error
+            self.lines = [line for line in read_log(path) if line[0] != stage or int(line[1]) <= first_epoch]
 
     def add(self, epoch: int, losses: Sequence[float], seconds: float) -> None:
         for term, loss in zip(self.terms, losses, strict=True):
             self.lines.append([self.stage, str(epoch), term, f"{loss:.6f}", f"{seconds:.2f}"])
         if self.path is not None:
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(["stage", "epoch", "term", "loss", "seconds"])
-            writer.writerows(self.lines)
-            write_atomically(self.path, text.getvalue())
+            write_log(self.path, self.lines)
 
 
 class _State:
@@ -124,8 +142,7 @@ class _State:
     ):
         self.path, self.modules, self.optimizers, self.generator = path, modules, optimizers, generator
         self.save_seconds, self.saved_at = save_seconds, time.monotonic()
-        digest = hashlib.sha256(images.cpu().contiguous().numpy()).digest()
-        self.data = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        self.data = torch.frombuffer(bytearray.fromhex(fingerprint(images)), dtype=torch.uint8)
 
     def resume(self) -> int:
         """Load the saved state, if there is one, and return the epochs done."""

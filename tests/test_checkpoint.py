@@ -273,9 +273,8 @@ def test_every_flipped_bit_of_the_values_is_refused(tmp_path):
             damaged = bytearray(whole)
             damaged[byte] ^= 1 << bit
             path.write_bytes(damaged)
-            with pytest.raises(CheckpointError, match=r"is damaged \(its SHA-256 is another\); restore it or") as raised:
+            with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged \(its SHA-256 is another\); restore"):
                 load_tensors(path)
-            assert str(path) in str(raised.value)
 
 
 def test_every_flipped_bit_of_json_is_refused_or_changes_nothing(tmp_path):
@@ -287,13 +286,14 @@ def test_every_flipped_bit_of_json_is_refused_or_changes_nothing(tmp_path):
             damaged = bytearray(whole)
             damaged[byte] ^= 1 << bit
             path.write_bytes(damaged)
+            found, message = values, str(path)
             try:
                 found = load_json(path)
+                as_before += 1  # white space, or the sum's own name
             except CheckpointError as error:
-                assert str(path) in str(error)
-            else:  # white space, or the sum's own name
-                as_before += 1
-                assert {name: value for name, value in found.items() if len(str(value)) < 64} == values
+                message = str(error)
+            assert str(path) in message
+            assert {name: value for name, value in found.items() if len(str(value)) < 64} == values
     assert as_before < 0.05 * 8 * len(whole)
 
 

@@ -243,7 +243,7 @@ def test_another_encoder(tiles, tmp_path, capsys, monkeypatch):
         ("textrues", r"'textrues': no data set has that name, .* Did you mean 'textures'"),
         ("no/such/folder", r"'no/such/folder': no data set has that name"),
         ("textures --size 48", r"size cannot be 48; choose a multiple of 32"),
-        ("textures --attention.batch 0", r"attention\.batch cannot be 0; choose 2 or more"),
+        ("textures --attention.batch 0", r"attention\.batch cannot be 0; choose from 2 to 65536"),
         ("textures --adgan.ema nan", r"adgan\.ema cannot be nan; choose from 0 to 1"),
         ("textures --device cuda:99", r"device 'cuda:99' cannot be used here .*; try --device auto or cpu"),
         ("textures --device gpu", r"device 'gpu' cannot be used here .*; try --device auto or cpu"),
@@ -300,13 +300,25 @@ def test_a_full_disk_keeps_what_is_saved(tiles, run, tmp_path, capsys, monkeypat
         assert (out / name).read_bytes() == (run / name).read_bytes()
 
 
-@pytest.mark.parametrize("error", [MemoryError("no more"), torch.OutOfMemoryError("no more")], ids=repr)
+OUT_OF_MEMORY = [MemoryError("no more"), torch.OutOfMemoryError("no more"), RuntimeError("can't allocate memory")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
 def test_out_of_memory(tiles, capsys, monkeypatch, error):
     def too_large(*args, **kwargs):
         raise error
 
     monkeypatch.setattr("attnad.run.train_attention", too_large)
-    assert "out of memory (no more); try a smaller" in fails(capsys, "train", tiles, *TINY)
+    assert f"out of memory ({error}); try a smaller" in fails(capsys, "train", tiles, *TINY)
+
+
+def test_a_mistake_of_the_program_is_not_passed_off_as_the_persons(tiles, monkeypatch):
+    def wrong(*args, **kwargs):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("attnad.run.train_attention", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        main(["train", str(tiles), *TINY])
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tiles, tmp_path, capsys):
@@ -344,4 +356,4 @@ def test_ctrl_c_elsewhere_is_one_line_too(run, tiles, capsys, monkeypatch, comma
     extra = [str(tiles), "--out", "out"] if command == "score" else []
     capsys.readouterr()
     assert main([command, str(run), *extra]) == 130
-    assert capsys.readouterr().err == "attnad: stopped\n"
+    assert capsys.readouterr().err == "attnad: stopped; run the same command again to go on\n"

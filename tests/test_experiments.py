@@ -21,7 +21,7 @@ from PIL import Image
 from attnad import run, textures, train
 from attnad.baseline import BaselineConfig
 from attnad.cli import main
-from attnad.config import RunConfig, recipe
+from attnad.config import RunConfig, check, recipe
 from attnad.data import CIFAR10_CLASSES, DataError, load_test
 from attnad.experiments import (
     BASELINE,
@@ -99,7 +99,7 @@ def test_every_planned_configuration_is_one_that_training_takes():
         for name in ("quick", "paper"):
             for job in all_jobs(table, seeds=[0], recipe_name=name):
                 if isinstance(job.config, RunConfig):
-                    run._check(job.config)
+                    check(job.config)
 
 
 def test_table1_makes_its_fakes_by_the_rows_switches():
@@ -576,6 +576,20 @@ def test_results_with_other_columns_are_refused_and_kept(tmp_path):
         write_results(path, [row()])
     assert path.read_text() == "table,value\ntable5,0.5\n"
     assert read_results(tmp_path / "missing.csv") == []
+
+
+@pytest.mark.parametrize(
+    "change", [slice(-20), slice(0), (b"abc", b"\xff"), (b"0.5", b"0.x"), (b"cat,", b"")], ids=repr
+)
+def test_damaged_results_are_refused_and_kept(tmp_path, change):
+    path = tmp_path / "results.csv"
+    write_results(path, [row(), row(seed="7")])
+    content = path.read_bytes()
+    content = content[change] if isinstance(change, slice) else content.replace(*change, 1)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"results\.csv: is damaged .*; restore it, or move it away"):
+        write_results(path, [row()])
+    assert path.read_bytes() == content
 
 
 def write_many(path: Path, start: Any, seed: int, n: int) -> None:
