@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
-from attnad.checkpoint import load_tensors, save_tensors
+from attnad.checkpoint import CheckpointError, load_tensors, save_tensors
 from attnad.data import TestSet, load_train, split_normal
 from attnad.metrics import evaluate_scores, normal_threshold
 from attnad.models import WeightsError, load_lite0_weights
@@ -91,7 +91,10 @@ def pooled_features(network: FrozenFeatures, images: Tensor, *, batch: int = 64,
     with FileLock(path.with_suffix(".lock")):  # others that need the same wait for it
         if not path.exists():
             save_tensors(path, {"features": pooled_features(network, images, batch=batch)})
-        return load_tensors(path)["features"].to(device)
+        features = load_tensors(path).get("features")
+    if features is None or len(features) != len(images):
+        raise CheckpointError(f"{path} does not hold these images' features; remove it")
+    return features.to(device)
 
 
 def patch_features(network: FrozenFeatures, images: Tensor, *, keep: int, seed: int, batch: int = 16) -> Tensor:

@@ -18,6 +18,7 @@ variable `ATTNAD_DATA`, else `~/.cache/attnad`.
 Images are whatever Pillow reads without another program's help, one picture per file, at most 100 megapixels. They are
 turned upright (EXIF), laid on white where transparent, converted to 8-bit RGB (16-bit values are divided by 257, never
 clipped or stretched) and resized to a square with antialiasing. The aspect is not kept, so that no defect is cut off.
+Images are read several at a time, large ones (above 16 megapixels) one after the other, which bounds memory.
 
 Nothing is skipped silently. Ignored are only hidden files, `Thumbs.db`, `desktop.ini`, `__MACOSX` and texts called
 readme, license, licence or copying. Any other file that is no readable image is an error, and every error is a
@@ -32,11 +33,14 @@ import http.client
 import io
 import os
 import pickle
+import shutil
 import tarfile
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +53,7 @@ from torch import Tensor
 from attnad import textures
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS, LARGE_PIXELS = 100_000_000, 16_000_000
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 IGNORED_TEXTS = {"readme", "license", "licence", "copying"}  # alone, or with .txt or .md
 LAYOUT = "train/good/*, test/good/*, test/<defect>/* and, optionally, ground_truth/<defect>/<stem>_mask.png"
@@ -314,11 +318,11 @@ def _read_images(paths: Sequence[Path], size: int) -> tuple[Tensor, tuple[tuple[
     """Files -> uint8 [n, 3, size, size], and the original (width, height) of each."""
     images, sizes = np.empty((len(paths), size, size, 3), dtype=np.uint8), []
 
-    def read(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-        image = _open(path, _to_rgb)
+    def convert(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+        image = _to_rgb(image)
         return _resized(image, size), image.size
 
-    for i, (pixels, original) in enumerate(_parallel(read, paths)):
+    for i, (pixels, original) in enumerate(_parallel(lambda path: _open(path, convert), paths)):
         images[i] = pixels
         sizes.append(original)
     return _to_tensor(images), tuple(sizes)
@@ -341,6 +345,9 @@ def _parallel(function: Callable[..., Any], *items: Sequence[Any]) -> Iterator[A
         yield from pool.map(function, *items)
 
 
+_LARGE = threading.Lock()
+
+
 def _open(path: Path, convert: Callable[[Image.Image], Any]) -> Any:
     """Open, check, turn upright and convert one image file; whatever goes wrong becomes a DataError with its name."""
     try:
@@ -352,15 +359,20 @@ def _open(path: Path, convert: Callable[[Image.Image], Any]) -> Any:
             # A camera's MPO is one photograph with previews or views beside it, its first picture is the photograph.
             if image.format != "MPO" and getattr(image, "is_animated", False):
                 raise DataError("holds more than one picture; save the one you mean as a file of its own")
-            return convert(ImageOps.exif_transpose(image))
+            with _LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                return convert(ImageOps.exif_transpose(image))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: has more than 100 megapixels; make it smaller") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: needs more memory than there is; make it smaller") from error
     except PermissionError as error:
         raise DataError(f"{path}: cannot be read (permission denied); change its permissions") from error
     except Exception as error:  # Pillow's decoders raise nearly every kind of error on a damaged file
-        empty = path.is_file() and path.stat().st_size == 0
+        if not path.is_file():
+            raise DataError(f"{path}: is no longer there; restore it and run the same command again") from error
+        empty = path.stat().st_size == 0
         what = "is empty (0 bytes)" if empty else f"is no image that Pillow can read, or damaged ({error})"
         raise DataError(f"{path}: {what}; replace it or remove it") from error
 
@@ -372,7 +384,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError("holds values outside 0..65535; save it with 8 or 16 bits")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        image = Image.fromarray(
+            ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+        )  # rounded; no ties, 257 is odd
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -509,15 +523,33 @@ def _cifar10(root: Path | None) -> Path:
 
 
 def _download_cifar10(base: Path) -> None:
+    """Fetch the archive, unless it is there, check its MD5 and take out the batches, all of them or none.
+
+    Only files of the batches' names are written, whatever else the archive holds and wherever that wants to lie.
+    """
     from torchvision.datasets import CIFAR10, utils  # here: its import is slow, and rarely needed
 
+    unpacked = base / f".{_BATCHES}.writing"
     try:
-        # Checks the archive's MD5 before unpacking it.
-        utils.download_and_extract_archive(CIFAR10.url, base, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        utils.download_url(CIFAR10.url, base, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
+        unpacked.mkdir()
+        with tarfile.open(base / CIFAR10.filename, "r:gz") as archive:
+            wanted, total = {f"{_BATCHES}/{name}" for name, _ in CIFAR10.train_list + CIFAR10.test_list}, 0
+            for member in archive:
+                if (total := total + member.size) > 1_000_000_000:  # the real one holds 0.2 GB
+                    raise tarfile.TarError("it unpacks to more than 1 GB")
+                if member.isreg() and member.name in wanted:
+                    wanted.remove(member.name)
+                    (unpacked / Path(member.name).name).write_bytes(archive.extractfile(member).read())
+        if wanted:
+            raise tarfile.TarError(f"it holds no {min(wanted)}")
+        unpacked.rename(base / _BATCHES)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
+        shutil.rmtree(unpacked, ignore_errors=True)
         raise DataError(
-            f"cifar10: not found in {base}, and the download failed ({error}). Put {CIFAR10.filename} from "
-            f"{CIFAR10.url} (MD5 {CIFAR10.tgz_md5}) into {base} and call again, or class folders into "
+            f"cifar10: not found in {base}, and the download or its unpacking failed ({error}). Put "
+            f"{CIFAR10.filename} from {CIFAR10.url} (MD5 {CIFAR10.tgz_md5}) into {base} and call again, or class folders into "
             f"{base / 'cifar10'}: train/<class>/*.png and test/<class>/*.png"
         ) from error
 
@@ -552,13 +584,13 @@ def _read_batches(folder: Path, part: str, size: int, wanted: int | None) -> tup
             raise DataError(f"{path}: is not CIFAR-10's (its MD5 is not {md5}); {remedy}")
         try:
             batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-        except pickle.UnpicklingError as error:
+            for i, number in enumerate(batch["labels"]):
+                if wanted is None or number == wanted:
+                    pixels.append(batch["data"][i].reshape(3, 32, 32).transpose(1, 2, 0))
+                    numbers.append(number)
+                    names.append(f"{name}/{i:04d}")
+        except Exception as error:  # what it is was checked: only a file that somebody made can come here
             raise DataError(f"{path}: {error}; {remedy}") from error
-        for i, number in enumerate(batch["labels"]):
-            if wanted is None or number == wanted:
-                pixels.append(batch["data"][i].reshape(3, 32, 32).transpose(1, 2, 0))
-                numbers.append(number)
-                names.append(f"{name}/{i:04d}")
     resized = list(_parallel(lambda image: _resized(Image.fromarray(image), size), np.ascontiguousarray(pixels)))
     return _to_tensor(np.stack(resized)), numbers, names
 

@@ -103,6 +103,11 @@ def load_lite0_weights() -> dict[str, Tensor]:
     return {name: value.reshape(names[name].shape) for name, value in zip(names, values, strict=True)}
 
 
+def _is_as_named(path: Path) -> bool:
+    """Whether a file's SHA-256 begins with the digits behind the last dash of its name."""
+    return hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem.rpartition("-")[2])
+
+
 def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet18 | EfficientNetLite0:
     """Build the encoder that `config` names, with its ImageNet weights where it has them.
 
@@ -118,11 +123,13 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
     encoder = ResNet18(64 if config.encoder == "resnet18-imagenet" else config.width)
     if config.encoder == "resnet18-imagenet" and pretrained:
         url = ResNet18_Weights.IMAGENET1K_V1.url
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         try:
+            if path.exists() and not _is_as_named(path):  # PyTorch looks at the sum of what it fetches only
+                raise RuntimeError("its SHA-256 is not that in its name")
             weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
             encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
         except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
             problem = f"{path} cannot be read" if path.exists() else "cannot be fetched"
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(

@@ -642,7 +642,7 @@ def test_cifar10_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(utils, "download_and_extract_archive", fail)
+    monkeypatch.setattr(utils, "download_url", fail)
     with refused("no network", "cifar-10-python.tar.gz", str(tmp_path / "data"), r"train/<class>"):
         load_train("cifar10", size=32, normal_class="cat", root=tmp_path / "data")
 

@@ -142,6 +142,9 @@ def test_imagenet_weights_of_resnet18_are_taken_from_torch_hubs_folder(tmp_path,
     theirs = randomize(resnet18())
     torch.save(theirs.state_dict(), path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"cannot be read \(its SHA-256 is not that in its name\)"):
+        build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
+    monkeypatch.setattr("attnad.models._is_as_named", lambda path: True)
     encoder = build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[name])
@@ -177,10 +180,12 @@ def test_a_damaged_file_of_weights_is_named(content, tmp_path, monkeypatch):
     else:
         path.write_bytes(content)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match="cannot be read") as raised:
-        build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
-    assert str(path) in str(raised.value)
-    assert len(str(raised.value).splitlines()) == 1
+    for as_named in (False, True):  # PyTorch's restricted reader is the second fence
+        monkeypatch.setattr("attnad.models._is_as_named", lambda path, as_named=as_named: as_named)
+        with pytest.raises(WeightsError, match="cannot be read") as raised:
+            build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
+        assert str(path) in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
