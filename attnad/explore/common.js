@@ -1,0 +1,130 @@
+// What the widgets share. Text from the data enters the page as text nodes only.
+
+const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
+let made = 0; // makes ids and groups of radio buttons unique on a page
+
+/** An element: attributes by name (`onclick` and the like are listeners, true is an empty attribute), then children. */
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children);
+  return node;
+}
+
+function shape(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+/** Radio buttons that look like one row of buttons. Returns the group and a function that shows another choice. */
+function choices(legend, options, onpick, className = "") {
+  const group = `attnad-${(made += 1)}`;
+  const inputs = options.map(([value]) =>
+    element("input", { type: "radio", name: group, value, onchange: () => onpick(value) }),
+  );
+  const labels = options.map(([, text, title], i) =>
+    element("label", title ? { title } : {}, inputs[i], element("span", {}, text)),
+  );
+  const node = element("fieldset", { class: `choices ${className}` }, element("legend", {}, legend), ...labels);
+  return [node, (value) => inputs.forEach((input) => (input.checked = input.value === value))];
+}
+
+/** A slider from `low` to `high` with its value beside it. */
+function slider(label, low, high, step, show, oninput) {
+  const input = element("input", { type: "range", min: low, max: high, step });
+  const value = element("output", {});
+  const set = (number) => {
+    input.value = number;
+    value.textContent = show(number);
+    input.setAttribute("aria-valuetext", show(number));
+  };
+  input.addEventListener("input", () => {
+    set(Number(input.value));
+    oninput(Number(input.value));
+  });
+  return [element("label", { class: "slider" }, element("span", {}, label), input, value), set, input];
+}
+
+function picker(label, options, onpick) {
+  const select = element("select", { onchange: () => onpick(select.value) });
+  select.append(...options.map(([value, text]) => element("option", { value }, text)));
+  return [element("label", { class: "picker" }, element("span", {}, label), select), (value) => (select.value = value)];
+}
+
+/** Paint uint8 pixels, of one channel or three, on a canvas of their own size. */
+function paintPixels(canvas, pixels, channels) {
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(canvas.width, canvas.height);
+  for (let i = 0, n = canvas.width * canvas.height; i < n; i++) {
+    for (let c = 0; c < 3; c++) picture.data[4 * i + c] = pixels[channels === 3 ? 3 * i + c : i];
+    picture.data[4 * i + 3] = 255;
+  }
+  context.putImageData(picture, 0, 0);
+}
+
+/** Paint a map's bytes in the colours of a palette: 256 times R, G, B. */
+function paintMap(canvas, values, palette) {
+  const coloured = new Uint8Array(3 * values.length);
+  for (let i = 0; i < values.length; i++) coloured.set(palette.subarray(3 * values[i], 3 * values[i] + 3), 3 * i);
+  paintPixels(canvas, coloured, 3);
+}
+
+/** A palette as a CSS gradient, from 0 at the left to 1 at the right. */
+function gradient(palette) {
+  const stops = Array.from({ length: 17 }, (_, i) => 3 * Math.min(16 * i, 255));
+  return `linear-gradient(to right, ${stops.map((at) => `rgb(${palette.slice(at, at + 3).join(" ")})`).join(", ")})`;
+}
+
+/** The line between pixels that are inside and pixels that are not, as an SVG path in pixel units. */
+function outline(inside, width, height) {
+  const at = (x, y) => (x >= 0 && y >= 0 && x < width && y < height && inside(y * width + x) ? 1 : 0);
+  const path = [];
+  for (let y = 0; y <= height; y++)
+    for (let x = 0, start = -1; x <= width; x++) {
+      const edge = x < width && at(x, y - 1) !== at(x, y);
+      if (edge && start < 0) start = x;
+      if (!edge && start >= 0) path.push(`M${start} ${y}H${x}`), (start = -1);
+    }
+  for (let x = 0; x <= width; x++)
+    for (let y = 0, start = -1; y <= height; y++) {
+      const edge = y < height && at(x - 1, y) !== at(x, y);
+      if (edge && start < 0) start = y;
+      if (!edge && start >= 0) path.push(`M${x} ${start}V${y}`), (start = -1);
+    }
+  return path.join("");
+}
+
+/** Call a function once in the next frame, however often it is asked for; or at once, before the first frame. */
+function once(draw) {
+  let asked = 0;
+  return () => {
+    cancelAnimationFrame(asked);
+    asked = requestAnimationFrame(draw);
+  };
+}
+
+/** A line that screen readers speak, at most once the reader has paused. */
+function announcer() {
+  const node = element("p", { class: "unseen", role: "status", "aria-live": "polite" });
+  let waiting = 0;
+  const say = (text) => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => (node.textContent = text), 500);
+  };
+  return [node, say];
+}
+
+/** The widget's outermost element. Keys pressed inside it are not the notebook's shortcuts. */
+function root(label, ...children) {
+  const node = element("section", { class: "attnad", "aria-label": label, "data-lm-suppress-shortcuts": "true" });
+  node.append(...children);
+  node.addEventListener("keydown", (event) => event.stopPropagation());
+  return node;
+}

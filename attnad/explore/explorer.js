@@ -1,0 +1,288 @@
+// AttentionExplorer: see explorer.py for what the traits are.
+
+/** For each image, how many of its pixels are defect and how many normal at each byte of the map. */
+function histograms(maps, masks, known, pixels) {
+  return known.map((isKnown, n) => {
+    const counts = [new Uint32Array(256), new Uint32Array(256)];
+    for (let i = n * pixels; i < (n + 1) * pixels; i++) counts[isKnown ? (masks[i >> 3] >> (i & 7)) & 1 : 0][maps[i]]++;
+    return counts;
+  });
+}
+
+function render({ model, el }) {
+  const { n, channels, height, width, known, scores, names, colormaps } = model.get("_facts");
+  const [images, maps, masks, colours] = ["_images", "_maps", "_masks", "_palettes"].map((t) => bytes(model.get(t)));
+  const pixels = width * height;
+  const counts = histograms(maps, masks, known, pixels);
+  const photo = (i) => images.subarray(i * pixels * channels, (i + 1) * pixels * channels);
+  const map = (i) => maps.subarray(i * pixels, (i + 1) * pixels);
+  const palette = () => {
+    const at = 768 * colormaps.indexOf(model.get("colormap"));
+    return colours.subarray(at, at + 768);
+  };
+  const flagged = (value) => value > 255 * model.get("threshold");
+  const defect = (i, pixel) => (masks[(i * pixels + pixel) >> 3] >> ((i * pixels + pixel) & 7)) & 1;
+  const set = (name, value) => {
+    model.set(name, value);
+    model.save_changes();
+  };
+
+  // --- the chosen image, large -----------------------------------------------------------------------------------
+  const canvas = (className) => element("canvas", { class: className, width, height });
+  const lines = () => {
+    const paths = ["halo found", "found", "halo truth", "truth"].map((kind) => shape("path", { class: kind }));
+    const cross = shape("path", { class: "cross" });
+    return shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, ...paths, cross);
+  };
+  const panes = [
+    { photo: canvas("photo"), map: canvas("map"), lines: lines() }, // overlay and swipe; alone it is the photograph
+    { map: canvas("map"), lines: lines() },
+  ];
+  const divider = element("div", { class: "divider", "aria-hidden": "true" });
+  const frame = (pane, text) => {
+    const box = element("div", { class: "frame", style: `aspect-ratio: ${width} / ${height}` });
+    box.append(...[pane.photo, pane.map, pane.lines].filter(Boolean));
+    pane.caption = element("figcaption", {}, text);
+    pane.box = box;
+    return element("figure", {}, box, pane.caption);
+  };
+  const stage = element(
+    "div",
+    { class: "stage", tabindex: 0, role: "group", "aria-label": "Image and map: arrow keys move a cross that reads the map" },
+    frame(panes[0], ""),
+    frame(panes[1], "map"),
+  );
+  panes[0].box.append(divider);
+  const reading = element("p", { class: "reading" });
+  let cross = null; // pixel whose value is read
+  let swipe = 0.5;
+
+  const read = (x, y) => {
+    cross = x === null ? null : [clamp(x, 0, width - 1), clamp(y, 0, height - 1)];
+    draw();
+  };
+  const over = (event) => {
+    const box = (event.target.closest(".frame") ?? panes[0].box).getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  };
+  let dragging = false;
+  const moved = (event) => {
+    const [x, y] = over(event);
+    if (dragging) {
+      swipe = clamp(x, 0, 1);
+      setSwipe(swipe);
+    }
+    read(Math.floor(x * width), Math.floor(y * height));
+  };
+  stage.addEventListener("pointerdown", (event) => {
+    dragging = model.get("view") === "swipe";
+    if (dragging) event.target.setPointerCapture(event.pointerId);
+    moved(event);
+  });
+  stage.addEventListener("pointermove", (event) => (dragging || event.target.closest(".frame")) && moved(event));
+  stage.addEventListener("pointerup", () => (dragging = false));
+  stage.addEventListener("pointercancel", () => (dragging = false));
+  stage.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && !dragging && read(null));
+  stage.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (event.key === "Escape") read(null);
+    if (!step) return;
+    event.preventDefault();
+    const [x, y] = cross ?? [width >> 1, height >> 1];
+    const far = event.shiftKey ? 8 : 1;
+    read(x + far * step[0], y + far * step[1]);
+  });
+
+  // --- controls --------------------------------------------------------------------------------------------------
+  const [views, showView] = choices(
+    "View",
+    [["overlay", "Overlay"], ["side by side", "Side by side"], ["swipe", "Swipe"]],
+    (value) => set("view", value),
+  );
+  const two = (value) => value.toFixed(2);
+  const [threshold, showThreshold, thresholdInput] = slider("Threshold", 0, 1, 0.005, (v) => v.toFixed(3), (value) =>
+    set("threshold", value),
+  );
+  threshold.classList.add("scale");
+  const [opacity, showOpacity] = slider("Opacity", 0, 1, 0.01, two, (value) => set("opacity", value));
+  const [swiping, setSwipe] = slider("Swipe", 0, 1, 0.01, two, (value) => {
+    swipe = value;
+    draw();
+  });
+  setSwipe(swipe);
+  const [colourMap, showColourMap] = picker("Colours", colormaps.map((name) => [name, name]), (v) => set("colormap", v));
+  const ends = element("div", { class: "ends", "aria-hidden": "true" }, element("span", {}, "0 normal"));
+  ends.append(element("span", {}, "1 anomalous"));
+
+  // --- numbers ---------------------------------------------------------------------------------------------------
+  const title = element("h3", {});
+  const about = element("p", { class: "about" });
+  const cells = [0, 1].map(() => [0, 1, 2].map(() => element("td", {})));
+  const withMask = known.filter(Boolean).length;
+  const table = element(
+    "table",
+    {},
+    element("caption", { class: "unseen" }, "Precision, recall and false positives at the threshold"),
+    element("thead", {}, element("tr", {}, element("th", {}), ...["precision", "recall", "false positives"].map((t) => element("th", { scope: "col" }, t)))),
+    element(
+      "tbody",
+      {},
+      element("tr", {}, element("th", { scope: "row" }, "this image"), ...cells[0]),
+      element("tr", {}, element("th", { scope: "row" }, `all ${withMask} with a mask`), ...cells[1]),
+    ),
+  );
+  const meaning = element(
+    "p",
+    { class: "quiet" },
+    "Precision: share of the flagged pixels that are defect. Recall: share of the defect that is flagged. " +
+      "False positives: share of the normal pixels that are flagged.",
+  );
+  const keys = element(
+    "p",
+    { class: "key" },
+    element("span", {}, element("i", { class: "swatch found" }), "flagged: above the threshold"),
+    element("span", {}, element("i", { class: "swatch truth" }), "true mask"),
+  );
+  const [spoken, say] = announcer();
+
+  const tally = (chosen) => {
+    let [found, hit, defects, normals] = [0, 0, 0, 0];
+    for (const i of chosen)
+      for (let value = 0; value < 256; value++) {
+        const [normal, bad] = [counts[i][0][value], counts[i][1][value]];
+        defects += bad;
+        normals += normal;
+        if (flagged(value)) (found += normal + bad), (hit += bad);
+      }
+    return [percent(hit, found), percent(hit, defects), percent(found - hit, normals), percent(found, pixels)];
+  };
+
+  // --- gallery ---------------------------------------------------------------------------------------------------
+  const thumbs = names.map((name, i) => {
+    const picture = canvas("");
+    paintPixels(picture, photo(i), channels);
+    return element(
+      "div",
+      { role: "option", id: `attnad-${(made += 1)}`, "aria-label": `${name}, score ${scores[i].toPrecision(3)}`, title: name, onclick: () => set("index", i) },
+      picture,
+      element("span", {}, scores[i].toPrecision(3)),
+    );
+  });
+  const gallery = element("div", { class: "gallery", role: "listbox", tabindex: 0, "aria-label": "Images" });
+  const [sorting, showSort] = picker("Sorted by", [["score", "score, highest first"], ["name", "name"]], (v) => set("sort", v));
+  let order = [];
+  const arrange = () => {
+    const byName = (a, b) => names[a].localeCompare(names[b], undefined, { numeric: true });
+    const byScore = (a, b) => scores[b] - scores[a];
+    const [first, then] = model.get("sort") === "score" ? [byScore, byName] : [byName, byScore];
+    order = thumbs.map((_, i) => i).sort((a, b) => first(a, b) || then(a, b) || a - b);
+    gallery.replaceChildren(...order.map((i) => thumbs[i]));
+    showSort(model.get("sort"));
+    reveal();
+  };
+  const reveal = () => {
+    const thumb = thumbs[model.get("index")];
+    const low = thumb.offsetTop - gallery.offsetTop;
+    if (low < gallery.scrollTop || low + thumb.offsetHeight > gallery.scrollTop + gallery.clientHeight)
+      gallery.scrollTop = low - 8; // not scrollIntoView, which moves the page too
+  };
+  gallery.addEventListener("keydown", (event) => {
+    const at = order.indexOf(model.get("index"));
+    const row = order.filter((i) => thumbs[i].offsetTop === thumbs[order[0]].offsetTop).length;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - row, ArrowDown: at + row, Home: 0, End: n - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    if (to >= 0 && to < n) set("index", order[to]);
+  });
+
+  // --- drawing ---------------------------------------------------------------------------------------------------
+  const show = () => {
+    const i = model.get("index");
+    const view = model.get("view");
+    const values = map(i);
+    paintPixels(panes[0].photo, photo(i), channels);
+    for (const pane of panes) paintMap(pane.map, values, palette());
+    stage.dataset.view = view;
+    panes[0].map.hidden = view === "side by side";
+    panes[0].map.style.opacity = view === "swipe" ? 1 : model.get("opacity");
+    panes[0].map.style.clipPath = view === "swipe" ? `inset(0 0 0 ${100 * swipe}%)` : "none";
+    panes[0].caption.textContent = { overlay: "image under its map", "side by side": "image", swipe: "image | map" }[view];
+    divider.style.left = `${100 * swipe}%`;
+    const found = outline((p) => flagged(values[p]), width, height);
+    const truth = known[i] ? outline((p) => defect(i, p), width, height) : "";
+    for (const { lines: drawn } of panes) {
+      const [haloFound, edgeFound, haloTruth, edgeTruth, mark] = drawn.children;
+      for (const path of [haloFound, edgeFound]) path.setAttribute("d", found);
+      for (const path of [haloTruth, edgeTruth]) path.setAttribute("d", truth);
+      mark.setAttribute("d", cross ? `M${cross[0] + 0.5} 0V${height}M0 ${cross[1] + 0.5}H${width}` : "");
+    }
+
+    showView(view);
+    showThreshold(model.get("threshold"));
+    showOpacity(model.get("opacity"));
+    showColourMap(model.get("colormap"));
+    opacity.hidden = view !== "overlay";
+    swiping.hidden = view !== "swipe";
+    thresholdInput.style.setProperty("--scale", gradient(palette()));
+
+    const here = tally([i]);
+    const all = tally(known.flatMap((isKnown, j) => (isKnown ? [j] : [])));
+    cells[0].forEach((cell, c) => (cell.textContent = known[i] ? here[c] : "–"));
+    cells[1].forEach((cell, c) => (cell.textContent = all[c]));
+    table.hidden = meaning.hidden = !withMask;
+    title.textContent = names[i];
+    const place = [...scores].filter((score) => score > scores[i]).length + 1;
+    about.textContent = `score ${scores[i].toPrecision(3)}, number ${place} of ${n}; ${here[3]} of its pixels are flagged`;
+    reading.textContent = "Point at the image to read its map.";
+    if (cross) {
+      const value = values[cross[1] * width + cross[0]];
+      reading.textContent = `map ${(value / 255).toFixed(2)} at column ${cross[0]}, row ${cross[1]}: ${flagged(value) ? "flagged" : "not flagged"}`;
+    }
+    thumbs.forEach((thumb, j) => thumb.setAttribute("aria-selected", j === i));
+    gallery.setAttribute("aria-activedescendant", thumbs[i].id);
+    const masked = known[i] ? ` Precision ${here[0]}, recall ${here[1]}, false positives ${here[2]}.` : "";
+    say(cross ? reading.textContent : `${names[i]}, threshold ${two(model.get("threshold"))}: ${here[3]} flagged.${masked}`);
+  };
+  const draw = once(show);
+
+  el.replaceChildren(
+    root(
+      "Explorer of attention maps",
+      element(
+        "div",
+        { class: "explorer" },
+        element("div", {}, stage, reading),
+        element(
+          "div",
+          { class: "panel" },
+          element("header", {}, title, about),
+          views,
+          element("div", { class: "group" }, threshold, ends, keys),
+          opacity,
+          swiping,
+          colourMap,
+          table,
+          meaning,
+        ),
+      ),
+      element("div", { class: "bar" }, element("h4", {}, `${n} images`), sorting),
+      gallery,
+      spoken,
+    ),
+  );
+  const changes = ["threshold", "opacity", "view", "colormap", "index"].map((name) => `change:${name}`).join(" ");
+  const chosen = () => reveal();
+  model.on(changes, draw);
+  model.on("change:index", chosen);
+  model.on("change:sort", arrange);
+  arrange();
+  show();
+  requestAnimationFrame(reveal); // once the page has given it a place
+  return () => {
+    model.off(changes, draw);
+    model.off("change:index", chosen);
+    model.off("change:sort", arrange);
+  };
+}
+
+export default { render };

@@ -1,0 +1,83 @@
+"""A gallery of scored images; the one that is chosen is shown large, with its map and what a threshold makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anywidget
+import numpy as np
+import traitlets
+from numpy.typing import ArrayLike
+
+from attnad.explore.front import COLORMAPS, module, pack_images, pack_unit, palettes, style
+
+
+class AttentionExplorer(anywidget.AnyWidget):
+    """Explore n images and their anomaly maps; everything works without a kernel too.
+
+    images: uint8 [n, 3, h, w]. maps: float [n, h, w] in [0, 1], higher = more anomalous, as `attnad.score.Scores.maps`.
+    masks: bool [n, h, w], True = defect; or a sequence of n masks with None where none is known.
+    scores: n finite numbers, higher = more anomalous; by default the mean of each map.
+    names: n names or kinds; by default numbers.
+
+    Maps travel as bytes, so a value is off by 1/510 at most; a pixel is flagged when its byte is above 255 * threshold.
+    The traits below are the reader's choices; they can be read and set from Python at any time.
+    Raises ValueError, naming the argument, where shapes, lengths or values do not fit.
+    """
+
+    _esm = module("explorer")
+    _css = style()
+
+    index = traitlets.Int(0, help="which image is shown: its place in `images`").tag(sync=True)
+    threshold = traitlets.Float(0.5, min=0, max=1, help="pixels above it are flagged").tag(sync=True)
+    opacity = traitlets.Float(0.5, min=0, max=1, help="of the map over the image").tag(sync=True)
+    view = traitlets.Enum(("overlay", "side by side", "swipe"), "overlay").tag(sync=True)
+    colormap = traitlets.Enum(COLORMAPS, COLORMAPS[0]).tag(sync=True)
+    sort = traitlets.Enum(("score", "name"), "score", help="highest score first, or by name").tag(sync=True)
+
+    _facts = traitlets.Dict().tag(sync=True)
+    _images = traitlets.Bytes().tag(sync=True)
+    _maps = traitlets.Bytes().tag(sync=True)
+    _masks = traitlets.Bytes().tag(sync=True)  # a bit a pixel
+    _palettes = traitlets.Bytes().tag(sync=True)
+
+    def __init__(
+        self,
+        images: ArrayLike,
+        maps: ArrayLike,
+        masks: ArrayLike | Sequence[ArrayLike | None] | None = None,
+        scores: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
+        **state,
+    ):
+        packed, shape = pack_images(images)
+        n, size = shape["n"], (shape["height"], shape["width"])
+        quantised = pack_unit(maps, "maps")
+        if quantised.shape != (n, *size):
+            raise ValueError(f"maps are {list(quantised.shape)}; give one for each image, {[n, *size]}")
+
+        masks = [None] * n if masks is None else list(masks)
+        names = [str(i) for i in range(n)] if names is None else [str(name) for name in names]
+        scores = quantised.mean((1, 2)) / 255 if scores is None else scores
+        scores = [float(score) for score in scores]
+        for what, values in (("masks", masks), ("scores", scores), ("names", names)):
+            if len(values) != n:
+                raise ValueError(f"there are {n} images and {len(values)} {what}; give one of each per image")
+        if not np.isfinite(scores).all():
+            raise ValueError("scores have NaN or an infinite value; give finite numbers")
+        bits = [np.zeros(size, bool) if mask is None else np.asarray(mask).astype(bool) for mask in masks]
+        if wrong := [mask.shape for mask in bits if mask.shape != size]:
+            raise ValueError(f"a mask is {list(wrong[0])}; give masks of the images' size, {list(size)}")
+
+        facts = {**shape, "known": [mask is not None for mask in masks], "scores": scores, "names": names}
+        super().__init__(
+            _facts={**facts, "colormaps": list(COLORMAPS)}, _images=packed, _maps=quantised.tobytes(),
+            _masks=np.packbits(np.stack(bits), bitorder="little").tobytes(), _palettes=palettes(), **state,
+        )  # fmt: skip
+
+    @traitlets.validate("index")
+    def _index_exists(self, proposal: dict) -> int:
+        n = self._facts.get("n", 0) or proposal["value"] + 1  # the facts may come after it
+        if not 0 <= proposal["value"] < n:
+            raise traitlets.TraitError(f"there is no image {proposal['value']}; choose 0 to {n - 1}")
+        return proposal["value"]

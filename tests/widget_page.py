@@ -1,0 +1,111 @@
+"""A widget in a real browser without Jupyter: its module, its state, and a model that does what Jupyter's does."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anywidget
+from playwright.sync_api import Browser, Page, Route
+
+PAGE = """<!doctype html>
+<html data-content_root="./" lang="en"><head><meta charset="utf-8"><title>A widget</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="widget.css">
+<style>body { margin: 8px; background: Canvas; color-scheme: light dark }</style></head>
+<body><div id="here"></div><script type="module">
+import widget from "./widget.js";
+const view = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const state = await (await fetch("state.json")).json();
+for (const [name, text] of Object.entries(state.bytes)) state.plain[name] = view(text);
+const listeners = [];
+const tell = (name, ...values) => listeners.filter(([n]) => n === name).forEach(([, listen]) => listen(...values));
+window.model = {
+  saved: 0,
+  get: (name) => state.plain[name],
+  set(name, value) {
+    if (state.plain[name] === value) return;
+    state.plain[name] = value;
+    tell(`change:${name}`);
+  },
+  save_changes: () => (model.saved += 1),
+  on: (names, listen) => names.split(" ").forEach((name) => listeners.push([name, listen])),
+  off() {},
+  send(content, _, buffers = []) {
+    if (!window.kernel) return;
+    const texts = buffers.map((b) => btoa(String.fromCharCode(...new Uint8Array(b.buffer ?? b))));
+    window.kernel(content, texts).then((answers) => answers.forEach(([c, b]) => tell("msg:custom", c, b.map(view))));
+  },
+};
+await widget.render({ model, el: document.getElementById("here") });
+document.body.dataset.ready = "";
+</script></body></html>"""
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder without a word."""
+
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def write(widget: anywidget.AnyWidget, folder: Path) -> None:
+    """Write a page with the widget into a folder."""
+    state = {name: value for name, value in widget.get_state().items() if name not in ("_esm", "_css", "layout")}
+    binary = {name: base64.b64encode(v).decode() for name, v in state.items() if isinstance(v, bytes)}
+    plain = {name: value for name, value in state.items() if name not in binary}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text(json.dumps({"plain": plain, "bytes": binary}), encoding="utf-8")
+    (folder / "widget.js").write_text(widget._esm, encoding="utf-8")
+    (folder / "widget.css").write_text(widget._css, encoding="utf-8")
+    (folder / "index.html").write_text(PAGE, encoding="utf-8")
+
+
+@contextmanager
+def opened(browser: Browser, folder: Path, *, width: int = 1000, kernel=None, **options) -> Iterator[Page]:
+    """Serve the folder and open its page; other hosts are out of reach, and a fault in the page fails the test.
+
+    `kernel` is the widget in Python, to answer the page's messages.
+    """
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    context.set_default_timeout(10_000)
+    page, faults = context.new_page(), []
+
+    def guard(route: Route) -> None:
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            faults.append(f"asked for {route.request.url}")
+            route.abort()
+
+    page.route("**/*", guard)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    if kernel is not None:
+        page.expose_function("kernel", functools.partial(_answer, kernel))
+    try:
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]", state="attached")
+        yield page
+        assert faults == []
+    finally:
+        context.close()
+        server.shutdown()
+        server.server_close()
+
+
+def _answer(widget: anywidget.AnyWidget, content: dict, texts: list[str]) -> list:
+    """Hand a message to the widget as the kernel does, and catch what it sends back."""
+    answers = []
+    widget.send = lambda content, buffers=(): answers.append((content, [base64.b64encode(b).decode() for b in buffers]))
+    widget._handle_custom_msg(content, [memoryview(base64.b64decode(text)) for text in texts])
+    return answers
