@@ -498,8 +498,9 @@ class Summary:
 def summary(table: str, results: Path = Path("book/results")) -> Summary:
     """Set a table's figures from `results`/results.csv beside those of paper.csv there.
 
-    One line is one method, kind of run and metric. A cell is the mean +- sample standard deviation over seeds. The mean
-    over classes is taken within each seed that has all of the table's classes, and is "-" without such a seed.
+    One line is one method, kind of run (a number, which the notes explain) and metric. A cell is the mean +- sample
+    standard deviation over seeds. The mean over classes is taken within each seed that has all of the table's classes,
+    and is "-" without such a seed.
     """
     ours = [row for row in read_results(results / "results.csv") if row["table"] == table]
     paper = [row for row in read_results(results / "paper.csv") if f"table{row['table']}" == table]
@@ -516,14 +517,18 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
         encoder = f"{row['encoder']} ({row['weights']})"
         kind = f"{row['recipe']}, {encoder}, {row['size']} px, epochs {row['epochs']}, {row['dataset']}"
         groups.setdefault((row["method"], kind, row["metric"]), {})[row["class"], row["seed"]] = float(row["value"])
+    numbers = {kind: str(i) for i, kind in enumerate(sorted({kind for _, kind, _ in groups}), 1)}
     for variant in TABLES[table]:
         for method, metrics in variant.rows.items():
             mine = [(kind, metric) for name, kind, metric in groups if name == method]
             for kind, metric in sorted(mine, key=lambda each: (each[0], [*metrics, each[1]].index(each[1]))):
-                lines.append((method, kind, metric, *_cells(groups[method, kind, metric], shown, CLASSES[table])))
+                lines.append(
+                    (method, numbers[kind], metric, *_cells(groups[method, kind, metric], shown, CLASSES[table]))
+                )
             if not mine:
                 lines.append((method, NOT_RUN, "", "", *["-"] * (len(shown) + 1)))
-    notes = ["Cells: mean ± standard deviation over the seeds."] if run else []
+    notes = [f"Run {number}: {kind}." for kind, number in numbers.items()]
+    notes += ["Cells: mean ± standard deviation over the seeds."] if run else []
     if missing := [name for name in CLASSES[table] if name not in run]:
         notes.append(f"{NOT_RUN.capitalize()}: {', '.join(missing)}.")
     return Summary(("method", "run", "metric", "seeds", *shown, "mean of all"), tuple(lines), tuple(notes))
