@@ -1,4 +1,4 @@
-"""The command line: attnad train | evaluate | score | reproduce | figure | bench.
+"""The command line: attnad train | evaluate | score | reproduce | figure | bench | export.
 
 Every hyper-parameter of `attnad.config` is a flag; the recipe gives the defaults.
 """
@@ -23,7 +23,9 @@ from attnad.bench import table as bench_table
 from attnad.checkpoint import CheckpointError, write_atomically
 from attnad.config import EncoderName, RunConfig, recipe
 from attnad.data import DataError, load_images, load_test, load_train
+from attnad.experiments import current_commit
 from attnad.experiments import reproduce as reproduce_table
+from attnad.export import export_run
 from attnad.metrics import METRICS
 from attnad.models import WeightsError
 from attnad.plotting import choose, gallery, overlay
@@ -154,6 +156,16 @@ class Bench:
     device: Device = "auto"
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a finished run as one ONNX file: image [1, 3, s, s] in, attention map, reconstruction and scores out."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    model: tyro.conf.Positional[Path]
+    """File to write, such as model.onnx. Its metadata say what it is: size, threshold, recipe, seed, commit."""
+
+
 def train(command: Train) -> None:
     """Carry out `attnad train`."""
     config = RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
@@ -228,7 +240,7 @@ def score(command: Score) -> None:
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
 
 
-Command = Train | Evaluate | Score | Reproduce | Figure | Bench
+Command = Train | Evaluate | Score | Reproduce | Figure | Bench | Export
 
 
 def parse_arguments(arguments: Sequence[str]) -> Command:
@@ -246,6 +258,7 @@ def parse_arguments(arguments: Sequence[str]) -> Command:
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
             Annotated[Figure, tyro.conf.subcommand("figure")],
             Annotated[Bench, tyro.conf.subcommand("bench")],
+            Annotated[Export, tyro.conf.subcommand("export")],
         ]
         config = (tyro.conf.OmitSubcommandPrefixes,)
         return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=config)
@@ -326,8 +339,17 @@ def bench(command: Bench) -> None:
     print(bench_table(result))
 
 
+def export(command: Export) -> None:
+    """Carry out `attnad export`."""
+    run = load_run(command.run, device="cpu")
+    command.model.parent.mkdir(parents=True, exist_ok=True)
+    export_run(run, command.model, commit=current_commit())
+    print(f"{command.model}: {command.model.stat().st_size / 1e6:.1f} MB, images of {run.config.size} pixels")
+
+
 CARRY_OUT = {
     Train: train, Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
+    Export: export,
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ ROWS = [
     ("train",),
     ("score",),
     ("run", "report"),
-    ("baseline",),
+    ("baseline", "export"),
     ("experiments", "explore", "bench"),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,147 @@
+"""A trained run as one ONNX file: what answers where there is no PyTorch, such as in a page of the book.
+
+The graph takes `image` [1, 3, s, s] in [0, 1] and gives `attention` [1, 1, s, s] (A_gen, 1 = normal), `reconstruction`
+[1, 3, s, s], `adgan` [1] (minus D2's logit) and `attention_score` [1] (mean of 1 - A_gen). Weights of convolutions are
+stored in half precision, which halves the file, and everything is computed in single precision.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from attnad.checkpoint import CheckpointError, write_atomically
+from attnad.run import Run
+from attnad.score import Scores
+from attnad.train import to_float
+
+OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")
+FACTS = ("size", "threshold", "image_score", "data", "normal_class", "recipe", "seed", "commit")  # metadata of the file
+
+
+class _Graph(nn.Module):
+    """Image to map and scores, as `attnad.score.score` computes them."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self.network, self.adgan = run.network, run.adgan
+        layers = (_plain(n) if parametrize.is_parametrized(n) else n for n in run.adgan.discriminator.layers)
+        self.discriminator = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = self.network(image)
+        logit = self.discriminator(self.adgan.masked(image, out.a_gen)).reshape(1)
+        return out.a_gen, out.x_re, -logit, (1 - out.a_gen).mean((1, 2, 3))
+
+
+def _plain(layer: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution without spectral norm, which is an iteration in training and a constant afterwards."""
+    shape = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+    plain = nn.utils.skip_init(nn.Conv2d, *shape)  # no random numbers drawn
+    plain.weight.data, plain.bias.data = layer.weight.detach(), layer.bias.detach()
+    return plain
+
+
+def export_run(run: Run, path: Path, *, commit: str = "") -> None:
+    """Write a run as an ONNX file, atomically, with the facts about it in its metadata.
+
+    Raises CheckpointError where the packages that write ONNX are missing or a weight does not fit half precision.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
+    except ImportError as error:
+        raise CheckpointError("ONNX files need an extra: pip install 'attnad[explore]'") from error
+
+    graph = copy.deepcopy(_Graph(run)).cpu().eval()
+    image = torch.zeros(1, 3, run.config.size, run.config.size)
+    program = torch.onnx.export(
+        graph, (image,), input_names=["image"], output_names=list(OUTPUTS), dynamo=True, verbose=False
+    )
+    model = program.model_proto
+    _halve_weights(model)
+    for node in model.graph.node:  # where each came from in Python, longer than the graph itself
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("value_info")
+    del model.metadata_props[:]
+    facts = {"threshold": run.facts["threshold"], "commit": commit}
+    facts |= {name: getattr(run.config, name) for name in FACTS if name not in facts}
+    onnx.helper.set_model_props(model, {name: "" if facts[name] is None else str(facts[name]) for name in FACTS})
+    onnx.checker.check_model(model, full_check=True)
+    write_atomically(path, model.SerializeToString())
+
+
+def _halve_weights(model: Any) -> None:
+    """Store the weights of convolutions in half precision; a node in the graph widens each as the file is loaded."""
+    import onnx
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) != 4 or tensor.data_type != onnx.TensorProto.FLOAT:
+            continue  # batch norm's few values keep their precision: a small variance would vanish
+        name, half = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise CheckpointError(f"{name} holds weights beyond half precision's 65504; train again")
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+@dataclass(frozen=True)
+class ExportedRun:
+    """A run from an ONNX file. It scores images as a `Run` does, but for the scores that are not in the file.
+
+    facts: the file's metadata, `size` an int in pixels and `threshold` a float. sha256: of the file, in hexadecimal.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    sha256: str
+    session: Any
+
+    def score(self, images: Tensor) -> Scores:
+        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, whose `discriminator` is NaN here."""
+        x = to_float(images).contiguous()
+        answers = [self.session.run(OUTPUTS, {"image": one[None].numpy()}) for one in x]
+        a_gen, x_re, adgan, attention = (
+            torch.from_numpy(np.concatenate(column)) for column in zip(*answers, strict=True)
+        )
+        error = (x - x_re).square().mean((1, 2, 3))
+        return Scores(1 - a_gen[:, 0], adgan, attention, error, torch.full_like(adgan, torch.nan), x_re)
+
+
+def load_exported(path: Path) -> ExportedRun:
+    """Load a run from an ONNX file, to run on the CPU.
+
+    Raises CheckpointError, naming the file, where it is missing, damaged or not one of `export_run`'s, or where
+    onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CheckpointError("ONNX files need an extra: pip install 'attnad[explore]'") from error
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it with attnad export") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is raised, not printed
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        facts: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
+        facts |= {"size": int(facts["size"]), "threshold": float(facts["threshold"])}
+    except Exception as error:  # onnxruntime's own classes are private
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is no model of attnad export, or damaged ({reason}); export it again") from error
+    return ExportedRun(path, facts, hashlib.sha256(content).hexdigest(), session)

@@ -1,0 +1,98 @@
+"""A run as an ONNX file gives what the PyTorch model gives, and says what it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import attnad.export
+from attnad.checkpoint import CheckpointError
+from attnad.cli import main
+from attnad.config import recipe
+from attnad.export import export_run, load_exported
+from attnad.models import ADGAN, AttentionNetwork, Discriminator
+from attnad.run import Run
+
+
+def random_run(width: int = 8, *, pixels: bool = False) -> Run:
+    """A run of 32 pixels with random weights and batch statistics, so that every layer matters."""
+    config = recipe("quick", "textures")
+    attention = replace(config.attention, width=width, latent=4)
+    config = replace(config, size=32, attention=attention, adgan=replace(config.adgan, pixels=pixels), seed=7)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, discriminator = AttentionNetwork(attention), Discriminator(4, 32, width)
+        adgan = ADGAN(network.encoder, attention, 32, pixels=pixels)
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                torch.nn.init.kaiming_normal_(parameter)  # the networks' own start gives a map that is almost constant
+        for module in (network, adgan):
+            for name, buffer in module.named_buffers():
+                if "running_mean" in name:
+                    buffer.normal_(std=0.3)
+                elif "running_var" in name:
+                    buffer.uniform_(1, 4)
+    return Run(config, network.eval(), discriminator.eval(), adgan.eval(), {"threshold": 0.125})
+
+
+def images(n: int = 4) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+SCORES = ("maps", "x_re", "adgan", "attention", "reconstruction")
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_the_graph_is_the_model(tmp_path, monkeypatch, pixels):
+    """In single precision the two agree to rounding; without half weights nothing hides."""
+    monkeypatch.setattr(attnad.export, "_halve_weights", lambda model: None)
+    run = random_run(pixels=pixels)
+    before = run.score(images())
+    export_run(run, tmp_path / "m.onnx")
+    after, exported = run.score(images()), load_exported(tmp_path / "m.onnx").score(images())
+    assert before.maps.std() > 0.01, "a constant map would agree with anything"
+    assert before.adgan.std() > 1e-4
+    for name in SCORES:
+        torch.testing.assert_close(getattr(exported, name), getattr(before, name), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=0, atol=0, msg="the run changed")
+
+
+def test_half_precision_weights_cost_little_and_halve_the_file(tmp_path, monkeypatch):
+    run = random_run()
+    export_run(run, tmp_path / "half.onnx")
+    monkeypatch.setattr(attnad.export, "_halve_weights", lambda model: None)
+    export_run(run, tmp_path / "single.onnx")
+    half, single = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("half", "single"))
+    assert half < 0.6 * single
+    expected, found = run.score(images()), load_exported(tmp_path / "half.onnx").score(images())
+    for name in SCORES:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=5e-3, atol=5e-3)
+
+
+def test_the_command_and_what_the_file_says_of_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("attnad.cli.load_run", lambda folder, device: random_run())
+    monkeypatch.setattr("attnad.cli.current_commit", lambda: "abc123")
+    path = tmp_path / "new" / "model.onnx"
+    assert main(["export", "run", str(path)]) == 0
+    assert f"{path}: 0." in capsys.readouterr().out
+    run = load_exported(path)
+    assert run.facts == {
+        "size": 32, "threshold": 0.125, "image_score": "adgan", "data": "textures", "normal_class": "",
+        "recipe": "quick", "seed": "7", "commit": "abc123",
+    }  # fmt: skip
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"], "one file, weights included"
+    assert str(tmp_path).encode() not in path.read_bytes()
+    assert b".py" not in path.read_bytes(), "no path of the machine that exported"
+
+
+def test_files_that_are_no_model(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.onnx cannot be read .*attnad export"):
+        load_exported(tmp_path / "none.onnx")
+    export_run(random_run(), tmp_path / "m.onnx")
+    content = (tmp_path / "m.onnx").read_bytes()
+    for broken in (b"", b"no model", content[: len(content) // 2]):
+        (tmp_path / "m.onnx").write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"m\.onnx is no model of attnad export, or damaged"):
+            load_exported(tmp_path / "m.onnx")
