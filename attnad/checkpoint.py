@@ -119,7 +119,10 @@ def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path
     wanted = module.state_dict()
     given = {name.removeprefix(f"{prefix}."): v for name, v in tensors.items() if name.startswith(f"{prefix}.")}
     if odd := sorted(wanted.keys() ^ given.keys()):
-        raise CheckpointError(f"{path} is of another model: {prefix}.{odd[0]} and {len(odd) - 1} more do not match")
+        raise CheckpointError(
+            f"{path} is of another model: {prefix}.{odd[0]} and {len(odd) - 1} more do not match; use the config.json "
+            "that it was trained with"
+        )
     for name, value in wanted.items():
         if (value.shape, value.dtype) != (given[name].shape, given[name].dtype):
             raise CheckpointError(
@@ -138,7 +141,7 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
     """Fill an optimiser's state from tensors named as `optimizer_tensors` names them.
 
-    Raises CheckpointError, naming the file and the tensor, where one is of no parameter's or of another shape.
+    Raises CheckpointError, naming the file and the tensor, where one is of no parameter, of another shape, or missing.
     """
     parameters = {str(i): p for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
@@ -151,4 +154,8 @@ def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[
                     "trained with"
                 )
             state.setdefault(int(index), {})[key] = value
+    keys = set().union(*state.values())
+    for index, values in state.items():
+        if missing := keys - values.keys():
+            raise CheckpointError(f"{path} lacks {prefix}.{index}.{min(missing)}; restore it or train again")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

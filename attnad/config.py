@@ -208,7 +208,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     if wrong := sorted(hints.keys() ^ values.keys()):
         raise ValueError(
             f"{cls.__name__} does not match this version of attnad: {', '.join(wrong)} unknown or missing; "
-            "use the version that wrote it, or train again"
+            "use the version that wrote it"
         )
     built: dict[str, Any] = {}
     for name, hint in hints.items():

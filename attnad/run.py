@@ -59,8 +59,15 @@ class Run:
     facts: dict[str, Any]
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s] of the run's size; see `attnad.score.Scores`."""
-        return score(self.network, self.discriminator, self.adgan, images)
+        """Score uint8 images [n, 3, s, s] of the run's size; see `attnad.score.Scores`.
+
+        Raises TrainingError where a score is not finite.
+        """
+        scores = score(self.network, self.discriminator, self.adgan, images)
+        for name, values in scores._asdict().items():
+            if not values.isfinite().all():
+                raise TrainingError(f"{name} of an image is not finite; train again at a lower learning rate")
+        return scores
 
     def image_scores(self, scores: Scores) -> Tensor:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
@@ -203,7 +210,7 @@ def _load_config(path: Path) -> RunConfig:
         config = from_dict(RunConfig, load_json(path))
         check(config)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}; restore it or train again") from error
     return config
 
 

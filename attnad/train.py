@@ -151,6 +151,8 @@ class _State:
         tensors = load_tensors(self.path)
         if missing := {"data", "epoch", "generator"} - tensors.keys():
             raise CheckpointError(f"{self.path} is no training state: it lacks {min(missing)}; choose another --out")
+        if tensors["epoch"].shape != ():
+            raise CheckpointError(f"{self.path} is of another version; choose another --out")
         if not torch.equal(tensors["data"], self.data):
             raise CheckpointError(
                 f"{self.path} was trained on other images than these; restore the data or choose another --out"

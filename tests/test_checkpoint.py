@@ -171,6 +171,10 @@ def test_an_optimizer_of_another_model_is_refused(change, tmp_path):
     with pytest.raises(CheckpointError, match=r"another model: o\.\w+.* is \(.*\); use the config") as raised:
         load_optimizer("o", optimizer, tensors, tmp_path / "a")
     assert str(tmp_path / "a") in str(raised.value)
+    tensors = optimizer_tensors("o", optimizer)
+    del tensors["o.1.exp_avg_sq"]
+    with pytest.raises(CheckpointError, match=r"a lacks o\.1\.exp_avg_sq; restore it"):
+        load_optimizer("o", optimizer, tensors, tmp_path / "a")
 
 
 def test_json_round_trip(tmp_path):
