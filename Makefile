@@ -37,7 +37,12 @@ $(CACHE)/.fresh: $(STAMP) _config.yml $(shell find attnad book/results -type f !
 	@mkdir -p $(CACHE)
 	@touch $@
 
-book: $(STAMP) $(CACHE)/.fresh
+# Other projects' scripts, so that the pages ask no other host.
+book/_build/web/.fresh: $(STAMP) $(wildcard book/web/*)
+	$(RUN) python book/web/collect.py
+	@touch $@
+
+book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
 

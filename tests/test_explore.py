@@ -208,7 +208,7 @@ def test_all_of_it_by_keyboard(page):
             page.get_by_role("heading", name="good").wait_for()
             break
     assert [name.split(":")[0] for name in seen] == [
-        "Image and map", "Overlay", "Threshold", "Opacity", "Colours", "Sorted by", "Images",
+        "Overlay", "Image and map", "Threshold", "Opacity", "Colours", "Sorted by", "Images",
     ]  # fmt: skip
 
 

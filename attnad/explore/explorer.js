@@ -182,7 +182,7 @@ function render({ model, el }) {
   };
   const reveal = () => {
     const thumb = thumbs[model.get("index")];
-    const low = thumb.offsetTop - gallery.offsetTop;
+    const low = thumb.offsetTop;
     if (low < gallery.scrollTop || low + thumb.offsetHeight > gallery.scrollTop + gallery.clientHeight)
       gallery.scrollTop = low - 8; // not scrollIntoView, which moves the page too
   };
@@ -248,6 +248,7 @@ function render({ model, el }) {
   el.replaceChildren(
     root(
       "Explorer of attention maps",
+      element("header", { class: "bar" }, element("div", {}, title, about), views),
       element(
         "div",
         { class: "explorer" },
@@ -255,8 +256,6 @@ function render({ model, el }) {
         element(
           "div",
           { class: "panel" },
-          element("header", {}, title, about),
-          views,
           element("div", { class: "group" }, threshold, ends, keys),
           opacity,
           swiping,
@@ -277,8 +276,10 @@ function render({ model, el }) {
   model.on("change:sort", arrange);
   arrange();
   show();
-  requestAnimationFrame(reveal); // once the page has given it a place
+  const placed = new ResizeObserver(reveal); // the page gives it a place later
+  placed.observe(gallery);
   return () => {
+    placed.disconnect();
     model.off(changes, draw);
     model.off("change:index", chosen);
     model.off("change:sort", arrange);
