@@ -70,7 +70,7 @@ def gallery(
         if values.is_floating_point() and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"row {name!r} has values outside [0, 1] or NaN; scale it by what its values mean")
 
-    figure = Figure(figsize=(1.3 * len(titles) + 1.2, 1.35 * len(rows) + 0.7), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1.3 * len(titles) + 1.2, 1.35 * len(rows) + 0.7), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, (name, values) in zip(axes, rows.items(), strict=True):
         colours = "gray" if values.dtype == torch.bool else COLOURS
@@ -78,13 +78,13 @@ def gallery(
             picture = picture.permute(1, 2, 0) if picture.ndim == 3 else picture
             ax.imshow(picture.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, fontsize=8)
+        line[0].set_ylabel(name, fontsize=10)
     for ax, text in zip(axes[0], titles, strict=True):
-        ax.set_title(text, fontsize=8)
+        ax.set_title(text, fontsize=10)
     if any(values.ndim == 3 and values.is_floating_point() for values in rows.values()):
         bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.03, ticks=[0, 0.5, 1])
-        bar.set_label(label, fontsize=8)
-        bar.ax.tick_params(labelsize=8)
+        bar.set_label(label, fontsize=10)
+        bar.ax.tick_params(labelsize=10)
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=11)
     return figure
