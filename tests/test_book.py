@@ -59,8 +59,8 @@ def test_config_keeps_what_is_easily_lost():
     assert "path_to_book" not in c["repository"], "the Colab button would point to the wrong folder"
     assert not (ROOT / "_static").exists(), "every script in a root _static folder would load on every page"
     style = c["sphinx"]["config"]
-    for folder in style["html_static_path"]:
-        assert all((ROOT / folder / css).is_file() for css in style["html_css_files"])
+    for css in style["html_css_files"]:
+        assert any((ROOT / folder / css).is_file() for folder in style["html_static_path"])
 
 
 def test_repository_address_stands_in_one_place():

@@ -83,8 +83,9 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name: str, page: Page, address: str):
-    page.goto(f"{address}/{name}.html", wait_until="load")
+    page.goto(f"{address}/{name}.html", wait_until="networkidle")
     assert page.faults == []
+    assert page.asked_elsewhere == set(), "everything comes with the book"
     assert page.locator("article h1").count() == 1, "a page has one title"
     broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
     assert page.evaluate(broken) == [], "pictures that do not load"
@@ -104,6 +105,33 @@ def test_chapter_opens_elsewhere(name: str, page: Page, address: str):
     assert any(re.fullmatch(rf"https://mybinder.org/.*attnad.*{name}.ipynb", link) for link in links)
     assert any(link.endswith(f"{name.rpartition('/')[2]}.ipynb") and link.startswith(address) for link in links)
     assert f"https://{repository}/blob/{branch}/{name}.ipynb?plain=1" in links
+
+
+def test_playground(page: Page, address: str):
+    """Both widgets work in the page as it is served, with no kernel and no other host."""
+    page.goto(f"{address}/book/playground.html")
+    found = page.locator(".explorer path.found:not(.halo)").first
+    found.wait_for(state="attached", timeout=30_000)
+    before = found.get_attribute("d"), page.locator(".attnad tbody").inner_text()
+    page.get_by_label("Threshold").press("End")
+    page.wait_for_function("document.querySelector('.explorer path.found:not(.halo)').getAttribute('d') === ''")
+    assert (found.get_attribute("d"), page.locator(".attnad tbody").inner_text()) != before
+    assert page.get_by_role("radio", name="Overlay").is_checked()
+    assert page.get_by_role("radio", name="Brush").is_checked()
+
+    board = page.locator("canvas[tabindex]")
+    board.scroll_into_view_if_needed()
+    box = board.bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
+    page.mouse.up()
+    page.get_by_text("the model in this page answered in").wait_for(timeout=30_000)
+    page.wait_for_function(
+        "(([was, now]) => was && now.textContent < was.textContent - 0.2)(document.querySelectorAll('.under strong'))"
+    )
+    assert page.faults == []
+    assert page.asked_elsewhere == set()
 
 
 def test_dark_mode_is_dark(browser: Browser, address: str):

@@ -3,7 +3,7 @@
 const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
-let made = 0; // makes ids and groups of radio buttons unique on a page
+const unique = () => `attnad-${Math.random().toString(36).slice(2)}`; // widgets on a page share its names and ids
 
 /** An element: attributes by name (`onclick` and the like are listeners, true is an empty attribute), then children. */
 function element(tag, attributes = {}, ...children) {
@@ -25,7 +25,7 @@ function shape(tag, attributes = {}, ...children) {
 
 /** Radio buttons that look like one row of buttons. Returns the group and a function that shows another choice. */
 function choices(legend, options, onpick, className = "") {
-  const group = `attnad-${(made += 1)}`;
+  const group = unique();
   const inputs = options.map(([value]) =>
     element("input", { type: "radio", name: group, value, onchange: () => onpick(value) }),
   );

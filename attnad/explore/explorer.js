@@ -111,8 +111,8 @@ function render({ model, el }) {
   });
   setSwipe(swipe);
   const [colourMap, showColourMap] = picker("Colours", colormaps.map((name) => [name, name]), (v) => set("colormap", v));
-  const ends = element("div", { class: "ends", "aria-hidden": "true" }, element("span", {}, "0 normal"));
-  ends.append(element("span", {}, "1 anomalous"));
+  const ends = element("div", { class: "ends", "aria-hidden": "true" }, element("span", {}, "normal"));
+  ends.append(element("span", {}, "anomalous"));
 
   // --- numbers ---------------------------------------------------------------------------------------------------
   const title = element("h3", {});
@@ -163,7 +163,7 @@ function render({ model, el }) {
     paintPixels(picture, photo(i), channels);
     return element(
       "div",
-      { role: "option", id: `attnad-${(made += 1)}`, "aria-label": `${name}, score ${scores[i].toPrecision(3)}`, title: name, onclick: () => set("index", i) },
+      { role: "option", id: unique(), "aria-label": `${name}, score ${scores[i].toPrecision(3)}`, title: name, onclick: () => set("index", i) },
       picture,
       element("span", {}, scores[i].toPrecision(3)),
     );

@@ -27,7 +27,8 @@ class PaintDefect(anywidget.AnyWidget):
 
     run: a `Run`, which answers with PyTorch as long as there is a kernel; or an `ExportedRun`, which answers with
     onnxruntime. Where its file lies in the book's `_static/explore`, a page without a kernel answers with it too.
-    images: uint8 [n, 3, s, s] to paint on, s the run's size; by default the first good test images of the run's data.
+    images: uint8 [n, 3, s, s] to paint on, s the run's size; by default six good test images of the run's data, where
+    there are such those that the run passes as normal, so that what is painted makes the difference.
 
     Raises ValueError where images do not fit, DataError where the run's data are not there.
     """
@@ -49,7 +50,9 @@ class PaintDefect(anywidget.AnyWidget):
         size = facts["size"]
         if images is None:
             test = load_test(facts["data"], size=size, normal_class=facts["normal_class"] or None)
-            images = test.images[~test.labels][:6]
+            good = test.images[~test.labels]
+            passed = getattr(run.score(good), facts["image_score"]) <= facts["threshold"]
+            images = torch.cat([good[passed], good[~passed]])[:6]
         pack_images(images)  # complains about another type or shape
         if images.shape[2:] != (size, size):
             raise ValueError(f"images are {list(images.shape)}; this run takes {size} x {size} pixels")

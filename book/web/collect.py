@@ -53,8 +53,10 @@ def main() -> None:
         about = json.loads((PACKAGES / "node_modules" / package / "package.json").read_text(encoding="utf-8"))
         licences[package] = f"{package} {about['version']}: {about['license']}\n"
     (WEB / "explore" / "licences.txt").write_text("".join(licences.values()), encoding="utf-8")
-    for font in (PACKAGES / "node_modules/@jupyter-widgets/html-manager/dist").glob("*.woff2"):
-        shutil.copy(font, WEB / "explore")
+    fonts = "@jupyter-widgets/html-manager/dist"  # where the widget manager looks for them
+    (WEB / "explore" / fonts).mkdir(parents=True)
+    for font in (PACKAGES / "node_modules" / fonts).glob("*.woff2"):
+        shutil.copy(font, WEB / "explore" / fonts)
     shutil.copy(Path(anywidget.__file__).parent / "nbextension" / "index.js", WEB / "explore" / "anywidget.js")
     for file in (HERE / "widgets.js", *HERE.glob("*.onnx")):
         shutil.copy(file, WEB / "explore")

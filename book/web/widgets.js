@@ -1,2 +1,2 @@
-// Between require.js and the widget manager: where its module for these widgets is, so that it asks no other host.
-requirejs.config({ paths: { anywidget: new URL("anywidget", document.currentScript.src).href } });
+// Between require.js and the widget manager: all their modules and fonts lie beside this file, on no other host.
+requirejs.config({ baseUrl: new URL(".", document.currentScript.src).href });
