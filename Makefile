@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 # Outputs of executed chapters, and what they trained. Both are stale once what the chapters import or read has changed.
-$(CACHE)/.fresh: $(STAMP) _config.yml $(shell find attnad book/results -type f ! -name '*.pyc' 2>/dev/null)
+$(CACHE)/.fresh: $(STAMP) _config.yml $(shell find attnad book/results book/web -type f ! -name '*.pyc' 2>/dev/null)
 	rm -rf $(CACHE) notebooks/runs
 	@mkdir -p $(CACHE)
 	@touch $@
