@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import pytest
 import torch
 import traitlets
+from PIL import Image
 from test_pages import browser  # noqa: F401 (a fixture)
 from widget_page import opened, write
 
@@ -90,6 +94,14 @@ def test_state_can_be_set_and_wrong_state_is_refused():
     for name, value in (("index", 4), ("index", -1), ("threshold", 1.5), ("view", "both"), ("colormap", "jet")):
         with pytest.raises(traitlets.TraitError):
             setattr(widget, name, value)
+
+
+def test_a_still_picture_where_no_widget_is_shown():
+    bundle, *_ = AttentionExplorer(**data(), index=2)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    picture = np.array(Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))))
+    assert picture.shape == (32, 2 * (16 + 4 + 16), 3)
+    assert (picture[::2, :32:2] == data()["images"][2].permute(1, 2, 0).numpy()).all()
 
 
 # --- in the browser --------------------------------------------------------------------------------------------------

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import anywidget
 import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-from attnad.explore.front import COLORMAPS, module, pack_images, pack_unit, palettes, style
+from attnad.explore.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
 
 
-class AttentionExplorer(anywidget.AnyWidget):
+class AttentionExplorer(Widget):
     """Explore n images and their anomaly maps; everything works without a kernel too.
 
     images: uint8 [n, 3, h, w]. maps: float [n, h, w] in [0, 1], higher = more anomalous, as `attnad.score.Scores.maps`.
@@ -74,6 +73,12 @@ class AttentionExplorer(anywidget.AnyWidget):
             _facts={**facts, "colormaps": list(COLORMAPS)}, _images=packed, _maps=quantised.tobytes(),
             _masks=np.packbits(np.stack(bits), bitorder="little").tobytes(), _palettes=palettes(), **state,
         )  # fmt: skip
+
+    def _still(self) -> np.ndarray:
+        n, *size, channels = (self._facts[name] for name in ("n", "height", "width", "channels"))
+        images = np.frombuffer(self._images, np.uint8).reshape(n, *size, channels)
+        maps = np.frombuffer(self._maps, np.uint8).reshape(n, *size)
+        return strip([images[self.index], coloured(maps[self.index], self.colormap)], tuple(size))
 
     @traitlets.validate("index")
     def _index_exists(self, proposal: dict) -> int:

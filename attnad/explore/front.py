@@ -1,14 +1,48 @@
-"""What the widgets share: their JavaScript and style, and how images, maps and colours travel."""
+"""What the widgets share: their JavaScript and style, how images, maps and colours travel, and a still picture."""
 
 from __future__ import annotations
 
+import base64
+import io
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import anywidget
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
 COLORMAPS = ("cividis", "inferno", "gray")  # even steps in lightness, the first two readable by colour-blind eyes too
+
+
+class Widget(anywidget.AnyWidget):
+    """A widget with a still picture of itself, for where no widget is shown: GitHub, print, a page without scripts."""
+
+    def _still(self) -> np.ndarray:
+        """The picture: uint8 [height, width, 3]."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        shown = super()._repr_mimebundle_(**kwargs)
+        picture, file = Image.fromarray(self._still()), io.BytesIO()
+        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(
+            file, "PNG", optimize=True
+        )
+        still = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        return ({**shown[0], **still}, *shown[1:]) if isinstance(shown, tuple) else {**(shown or {}), **still}
+
+
+def strip(pictures: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Pictures uint8 [h, w, 1 or 3] side by side with white between them: uint8 [h, width, 3]."""
+    gap = np.full((size[0], 4, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (np.broadcast_to(picture, (*size, 3)), gap)]
+    return np.concatenate(parts[:-1], 1)
+
+
+def coloured(values: np.ndarray, colormap: str) -> np.ndarray:
+    """A map's bytes [h, w] in a colour map: uint8 [h, w, 3]."""
+    return np.frombuffer(palettes(), np.uint8).reshape(-1, 256, 3)[COLORMAPS.index(colormap)][values]
 
 
 def module(name: str) -> str:

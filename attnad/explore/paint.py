@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import anywidget
 import numpy as np
 import torch
 import traitlets
 from torch import Tensor
 
 from attnad.data import load_test
-from attnad.explore.front import COLORMAPS, module, pack_images, pack_unit, palettes, style
+from attnad.explore.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
 from attnad.export import ExportedRun
 from attnad.run import Run
 
@@ -22,7 +21,7 @@ def _pixels(images: Tensor) -> bytes:
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).tobytes()
 
 
-class PaintDefect(anywidget.AnyWidget):
+class PaintDefect(Widget):
     """Paint on normal images and watch what a run makes of it.
 
     run: a `Run`, which answers with PyTorch as long as there is a kernel; or an `ExportedRun`, which answers with
@@ -72,6 +71,15 @@ class PaintDefect(anywidget.AnyWidget):
             _reconstructions=_pixels(scores.x_re), _palettes=palettes(), **state,
         )  # fmt: skip
         self.on_msg(self._answer)
+
+    def _still(self) -> np.ndarray:
+        size, i = self._facts["size"], min(self.index, len(self._facts["scores"]) - 1)
+        image, reconstruction = (
+            np.frombuffer(packed, np.uint8).reshape(-1, size, size, 3)[i]
+            for packed in (self._images, self._reconstructions)
+        )
+        anomaly_map = np.frombuffer(self._maps, np.uint8).reshape(-1, size, size)[i]
+        return strip([image, coloured(anomaly_map, self.colormap), reconstruction], (size, size))
 
     def _answer(self, _: Any, content: dict, buffers: list) -> None:
         """Answer the front end: that there is a kernel, or what the run makes of an image."""
