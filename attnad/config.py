@@ -168,7 +168,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("augment.whole_share augment.brightness augment.contrast augment.saturation adgan.ema",
      "from 0 to 1", lambda v: 0 <= v <= 1),
     ("attention.latent", "from 1 to 1024", lambda v: 1 <= v <= 1024),
-    ("attention.width", "from 2 to 256", lambda v: 2 <= v <= 256),
+    ("attention.width", "from 2 to 128", lambda v: 2 <= v <= 128),
     ("attention.batch adgan.batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
     ("attention.learning_rate adgan.learning_rate", "above 0", lambda v: 0 < v < math.inf),
     ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import traceback
 import urllib.error
@@ -42,6 +43,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10, utils
+from tqdm import tqdm
 
 from attnad import checkpoint, cli, data, experiments, textures
 from attnad.checkpoint import CheckpointError, load_json, load_tensors, save_json, save_tensors
@@ -80,7 +82,7 @@ def slow_open(path: Path, mode: str) -> Iterator[SimpleNamespace]:
         def write(content: bytes) -> None:
             file.write(content[: len(content) // 2])
             file.flush()
-            time.sleep(0.03)
+            time.sleep(0.08)
             file.write(content[len(content) // 2 :])
 
         yield SimpleNamespace(write=write, flush=file.flush, fileno=file.fileno)
@@ -105,7 +107,9 @@ def carry_out(
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     small_study()
+    tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive a kill
     cli.train_run = experiments.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
     if slow:
         checkpoint.open = slow_open
@@ -124,7 +128,7 @@ def carry_out(
     if "user" in limits:
         os.setresgid(*[limits["user"]] * 3)
         os.setresuid(*[limits["user"]] * 3)
-    begun.set()
+    begun.send(True)
     status = cli.main(arguments)
     sys.stdout.flush()
     os._exit(status)
@@ -133,20 +137,27 @@ def carry_out(
 def command(
     *arguments: Any,
     log: Path,
-    kill: tuple[float, int] | None = None,
+    kill: tuple[float, int, Path | None] | None = None,
     slow: bool = False,
     after: tuple[int, Callable] | None = None,
     **limits: int,
 ) -> int:
-    """Run a command in a process, kill it so many seconds after it began with a signal; return how it ended."""
-    begun = processes.Event()
-    values = ([str(argument) for argument in arguments], log, begun, slow, after, limits)
+    """Run a command in a process and return how it ended.
+
+    It is killed so many seconds after it began, with a signal, and where a folder is given as soon as a file is being
+    written there.
+    """
+    begun, begin = processes.Pipe(duplex=False)
+    values = ([str(argument) for argument in arguments], log, begin, slow, after, limits)
     process = processes.Process(target=carry_out, args=values)
     process.start()
     try:
-        assert begun.wait(120)
+        assert begun.poll(120)
+        begun_at = time.time()
         if kill:
             process.join(kill[0])
+            while kill[2] and process.is_alive() and not half_written(kill[2], begun_at):
+                time.sleep(0.005)
             with suppress(ProcessLookupError):
                 os.kill(process.pid, kill[1])
         process.join(300)
@@ -155,6 +166,13 @@ def command(
         process.kill()
         process.join()
     return process.exitcode
+
+
+def half_written(folder: Path, since: float) -> bool:
+    """Whether a file is being written, or was when a kill came: not one that an earlier kill has left."""
+    with suppress(FileNotFoundError):  # it has its name by now
+        return any(path.stat().st_mtime > since for path in folder.rglob(".*.writing"))
+    return False
 
 
 def last_line(log: Path) -> str:
@@ -200,7 +218,7 @@ def undisturbed(bricks, tmp_path_factory) -> SimpleNamespace:
         "reproduce": study_command(top),
     }.items():
         started = time.monotonic()
-        assert command(*arguments, log=top / "log") == 0, (top / "log").read_text()
+        assert command(*arguments, log=top / "log", slow=True) == 0, (top / "log").read_text()
         seconds[name] = time.monotonic() - started
     return SimpleNamespace(folder=top, run=top / "run", seconds=seconds)
 
@@ -258,7 +276,7 @@ def whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kills"), [("train", KILLS // 2), ("evaluate", KILLS // 6), ("reproduce", KILLS // 3)]
+    ("name", "kills"), [("train", KILLS // 2), ("evaluate", KILLS // 6), ("reproduce", KILLS - KILLS // 2 - KILLS // 6)]
 )
 def test_killed_at_any_moment_and_gone_on_as_if_nothing_had_been(name, kills, bricks, undisturbed, tmp_path):
     """Kills at random moments, up to five on the way to one result; then it must be what it is without any."""
@@ -275,8 +293,11 @@ def test_killed_at_any_moment_and_gone_on_as_if_nothing_had_been(name, kills, br
         }[name]
         for _ in range(5):
             how = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[sum(landed.values()) % 3]
-            status = command(*arguments, log=log, kill=(rng.uniform(0, 0.8 * span), how), slow=True)
+            started, clock = time.monotonic(), time.time()
+            moment = (rng.uniform(0, 0.8 * span), how, folder if sum(landed.values()) % 2 else None)
+            status = command(*arguments, log=log, kill=moment, slow=True)
             if status == 0:  # it was ready before
+                span = min(span, time.monotonic() - started)
                 break
             assert status == (130 if how == signal.SIGINT else -how), log.read_text()
             if how == signal.SIGINT:
@@ -284,7 +305,7 @@ def test_killed_at_any_moment_and_gone_on_as_if_nothing_had_been(name, kills, br
                 assert said.startswith("attnad: stopped; "), said
                 assert remedy.get(name, "run the same command again to go on") in said or "again to go on" in said
             landed[how.name] += 1
-            writing += any(folder.rglob(".*.writing"))
+            writing += half_written(folder, clock)
             whole(folder)
             if sum(landed.values()) >= kills:
                 break
@@ -298,8 +319,7 @@ def test_killed_at_any_moment_and_gone_on_as_if_nothing_had_been(name, kills, br
         shutil.rmtree(folder)
     assert {path: path.read_bytes() for path in undisturbed.run.iterdir()} == before
     print(f"{name}: {dict(landed)} kills, {writing} of them inside the writing of a file, {chain} results compared")
-    if name != "evaluate" and kills > 30:
-        assert writing >= kills // 20
+    assert writing >= kills // 6  # Ctrl-C leaves no trace of it
 
 
 # --- the disk is full, the folder read-only, the data gone -----------------------------------------------------------
@@ -833,7 +853,7 @@ def in_a_process(function: Callable, *arguments: Any) -> tuple[Any, float]:
 
 @pytest.mark.parametrize(
     ("function", "share", "memory"),
-    [(images, 0.32, 1200), (masks, 0.16, 300), (archives, 0.12, 400), (configs, 0.2, 300), (checkpoints, 0.2, 400)],
+    [(images, 0.32, 1200), (masks, 0.16, 300), (archives, 0.12, 400), (configs, 0.2, 600), (checkpoints, 0.2, 600)],
 )
 def test_damaged_files_are_read_rightly_or_refused_by_name(function, share, memory, undisturbed, tmp_path):
     """FILES in all. Anything but a right reading or a line with file and remedy fails; memory (MB) stays bounded."""
