@@ -513,10 +513,11 @@ def samples() -> dict[str, bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     frames = {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
-    bitmap, head = encoded(image, "BMP"), b"IHDR" + (30_000).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0"
-    huge = b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + zlib.crc32(head).to_bytes(4, "big") + b"\0" * 40
+    picture, bitmap = encoded(image, "PNG"), encoded(image, "BMP")
+    head = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0"
+    huge = picture[:12] + head + zlib.crc32(head).to_bytes(4, "big") + picture[33:]
     return {
-        "rgb.png": encoded(image, "PNG"), "grey.png": encoded(grey, "PNG"), "palette.png": encoded(palette, "PNG"),
+        "rgb.png": picture, "grey.png": encoded(grey, "PNG"), "palette.png": encoded(palette, "PNG"),
         "clear.png": encoded(palette, "PNG", transparency=0), "alpha.png": encoded(image.convert("RGBA"), "PNG"),
         "bit.png": encoded(image.convert("1"), "PNG"), "dot.png": encoded(image.crop((0, 0, 1, 1)), "PNG"),
         "wide.png": encoded(wide, "PNG"), "wide.tif": encoded(wide, "TIFF"), "huge.png": huge,
@@ -547,6 +548,9 @@ def images(folder: Path, n: int) -> set[bytes]:
         return batch
 
     assert {name for name, content in files.items() if read(name, content) is None} == REFUSED
+    for name in ("huge.png", "huge.bmp"):  # for their size, not for the pixels that they lack
+        with pytest.raises(DataError, match="megapixels"):
+            load_images([folder / name], size=32)
 
     @generated(n)
     @given(name=st.sampled_from(sorted(files)), edits=EDITS)
@@ -718,6 +722,16 @@ def configs(folder: Path, n: int) -> set[bytes]:
         if (found := read(name)) is not None:
             assert found.config == was.config
             assert {key: value for key, value in found.facts.items() if key in was.facts} == was.facts
+
+    for name, old, new in (("config.json", b'"seed": 0', b'"seed": 1'), ("run.json", b'"n_train": 1', b'"n_train": 9')):
+        (run / name).write_bytes(contents[name].replace(old, new))
+        assert (run / name).read_bytes() != contents[name]
+        assert read(name) is None, "another number, and nothing else"
+    for key, value in (("width", 10**6), ("learning_rate", -1.0), ("epochs", 10**9), ("adv_weight", 10**400)):
+        values = load_json(run / "config.json")
+        values["attention"][key] = value
+        save_json(run / "config.json", values)
+        assert read("config.json") is None, f"{key} {value}"
 
     tables = [(), ("augment",), ("attention",), ("adgan",)]
 
