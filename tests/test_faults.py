@@ -158,7 +158,7 @@ def command(
             process.join(kill[0])
             while kill[2] and process.is_alive() and not half_written(kill[2], begun_at):
                 time.sleep(0.005)
-            with suppress(ProcessLookupError):
+            if process.is_alive():  # else its number may be another's by now
                 os.kill(process.pid, kill[1])
         process.join(300)
         assert not process.is_alive(), f"{arguments} hangs"
