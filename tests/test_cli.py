@@ -325,7 +325,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tiles, tmp_path, capsys):
     """In a real process, as a person starts it."""
     arguments = ["train", str(tiles), *TINY, "--attention.epochs", "40"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([ATTNAD, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [ATTNAD, *arguments], env=environment, stderr=subprocess.PIPE, text=True,
+        # Tests that run in the background of a script inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     run, deadline = tmp_path / "runs" / "tiles-quick-seed0", time.monotonic() + 90
     try:
         while not (run / "log.csv").exists():
