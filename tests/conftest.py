@@ -1,10 +1,29 @@
-"""The tests' networks are tiny: one thread is fastest, above all on a busy machine."""
+"""What holds for all tests. Their networks are tiny: one thread is fastest, above all on a busy machine."""
 
 import multiprocessing
 import os
+import shutil
 import sys
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser."""
+    from browsing import needed
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    needed(f"no browser found; install one of {', '.join(BROWSERS)}", program is not None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 def pytest_collection_finish() -> None:

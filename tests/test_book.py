@@ -133,6 +133,9 @@ def test_chapter_is_committed_executed(path: Path):
         assert cell["execution_count"], f"cell {cell['id']} was not executed; run make notebooks"
         outputs = cell["outputs"]
         assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for o in outputs), cell["id"]
+        for data in (output.get("data", {}) for output in outputs):
+            drawn = "image/png" in data or not "".join(data.get("text/plain", "")).startswith("<Figure")
+            assert drawn, f"cell {cell['id']}: a figure without its picture; %matplotlib inline before it"
         if any("image/png" in output.get("data", {}) for output in outputs):
             alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(alt) > 20, f"cell {cell['id']}: a picture without alt text"

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import traitlets
+from browsing import opened, write
 from PIL import Image
-from test_pages import browser  # noqa: F401 (a fixture)
-from widget_page import opened, write
 
 from attnad.explore import AttentionExplorer
 
@@ -108,7 +107,7 @@ def test_a_still_picture_where_no_widget_is_shown():
 
 
 @pytest.fixture
-def page(browser, tmp_path):  # noqa: F811
+def page(browser, tmp_path):
     write(AttentionExplorer(**data()), tmp_path)
     with opened(browser, tmp_path) as page:
         yield page
@@ -236,7 +235,7 @@ def test_swipe_uncovers_the_map(page):
     assert clipped == pytest.approx(25, abs=1)
 
 
-def test_phone_by_touch(browser, tmp_path):  # noqa: F811
+def test_phone_by_touch(browser, tmp_path):
     write(AttentionExplorer(**data()), tmp_path)
     with opened(browser, tmp_path, width=360, has_touch=True, is_mobile=True) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -255,7 +254,7 @@ def test_phone_by_touch(browser, tmp_path):  # noqa: F811
         ("light", "document.body.dataset.jpThemeLight = 'false'", True),
     ],
 )  # fmt: skip
-def test_dark_where_the_page_is_dark(browser, tmp_path, scheme, mark, dark):  # noqa: F811
+def test_dark_where_the_page_is_dark(browser, tmp_path, scheme, mark, dark):
     write(AttentionExplorer(**data()), tmp_path)
     with opened(browser, tmp_path, color_scheme=scheme) as page:
         page.evaluate(f"() => {{ {mark} }}")

@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import os
 import re
-import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from browsing import needed, served, watch
+from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "book/_build/html"
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
-BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-def needed(what: str, there: bool) -> None:
-    """Skip where something is missing on a reader's machine; fail where everything has to be there."""
-    if not there:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Serve the built book on this machine."""
     needed("the book is not built; run make book first", (HTML / "index.html").exists())
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    needed(f"no browser found; install one of {', '.join(BROWSERS)}", program is not None)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
+    with served(HTML) as address:
+        yield address
 
 
 @pytest.fixture(params=["wide light", "phone dark"])
@@ -62,20 +33,10 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
     width, height = {"wide": (1280, 900), "phone": (390, 844)}[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
-    page.faults, page.asked_elsewhere = [], set()
-
-    def guard(route: Route) -> None:
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            page.asked_elsewhere.add(route.request.url)
-            route.abort()
-
-    page.route("**/*", guard)
+    page.faults = watch(page, address)
     page.on(
         "console", lambda m: page.faults.append(m.text) if m.type == "error" and address in m.location["url"] else None
     )
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.on("response", lambda r: page.faults.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     yield page
     context.close()
@@ -85,7 +46,6 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
 def test_page(name: str, page: Page, address: str):
     page.goto(f"{address}/{name}.html", wait_until="networkidle")
     assert page.faults == []
-    assert page.asked_elsewhere == set(), "everything comes with the book"
     assert page.locator("article h1").count() == 1, "a page has one title"
     broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
     assert page.evaluate(broken) == [], "pictures that do not load"
@@ -131,14 +91,13 @@ def test_playground(page: Page, address: str):
         "(([was, now]) => was && now.textContent < was.textContent - 0.2)(document.querySelectorAll('.under strong'))"
     )
     assert page.faults == []
-    assert page.asked_elsewhere == set()
 
 
 def test_dark_mode_is_dark(browser: Browser, address: str):
     def lightness(scheme: str) -> float:
         context = browser.new_context(color_scheme=scheme)
         page = context.new_page()
-        page.route("**/*", lambda r: r.continue_() if r.request.url.startswith(address) else r.abort())
+        watch(page, address)
         page.goto(f"{address}/{TOC['root']}.html")
         rgb = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number)")
         context.close()

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browsing import needed, opened, write
 from PIL import Image
 from test_explore import slide
 from test_export import random_run
-from test_pages import browser, needed  # noqa: F401 (a fixture)
-from widget_page import opened, write
 
 from attnad.explore import PaintDefect
 from attnad.export import load_exported
@@ -75,7 +74,7 @@ def picture(page, which: int) -> np.ndarray:
 # --- the page's own model --------------------------------------------------------------------------------------------
 
 
-def test_a_scratch_lowers_attention_and_raises_the_scores(browser, site):  # noqa: F811
+def test_a_scratch_lowers_attention_and_raises_the_scores(browser, site):
     with opened(browser, site) as page:
         before = scores(page)
         scratch(page)
@@ -90,7 +89,7 @@ def test_a_scratch_lowers_attention_and_raises_the_scores(browser, site):  # noq
         assert scores(page) == pytest.approx(before, abs=2e-3)
 
 
-def test_the_page_answers_as_python_does(browser, site):  # noqa: F811
+def test_the_page_answers_as_python_does(browser, site):
     run = load_exported(MODEL)
     with opened(browser, site) as page:
         scratch(page)
@@ -101,7 +100,7 @@ def test_the_page_answers_as_python_does(browser, site):  # noqa: F811
         assert np.abs(difference).max() < 1.1
 
 
-def test_it_answers_fast_enough_to_paint(browser, site):  # noqa: F811
+def test_it_answers_fast_enough_to_paint(browser, site):
     with opened(browser, site) as page:
         for i in range(6):
             scratch(page, xs=(0.2, 0.8), ys=(0.1 * i, 0.1 * i + 0.1))
@@ -110,7 +109,7 @@ def test_it_answers_fast_enough_to_paint(browser, site):  # noqa: F811
         assert np.median(times) <= 30, f"milliseconds: {np.median(times):.1f}"
 
 
-def test_tools(browser, site):  # noqa: F811
+def test_tools(browser, site):
     with opened(browser, site) as page:
         clean = picture(page, 0)
         scratch(page)
@@ -133,7 +132,7 @@ def test_tools(browser, site):  # noqa: F811
         assert (np.sort(swapped, axis=None) == np.sort(clean, axis=None)).all(), "pixels only change places"
 
 
-def test_keyboard_only(browser, site):  # noqa: F811
+def test_keyboard_only(browser, site):
     with opened(browser, site) as page:
         for _ in range(12):
             page.keyboard.press("Tab")
@@ -153,7 +152,7 @@ def test_keyboard_only(browser, site):  # noqa: F811
         assert "Nothing is painted" in page.locator(".under").inner_text()
 
 
-def test_an_image_of_ones_own(browser, site, tmp_path):  # noqa: F811
+def test_an_image_of_ones_own(browser, site, tmp_path):
     Image.new("RGB", (200, 100), (250, 30, 30)).save(tmp_path / "red.png")
     (tmp_path / "not.png").write_text("no image")
     with opened(browser, site) as page:
@@ -167,7 +166,7 @@ def test_an_image_of_ones_own(browser, site, tmp_path):  # noqa: F811
         assert page.get_by_role("alert").is_hidden()
 
 
-def test_phone(browser, site):  # noqa: F811
+def test_phone(browser, site):
     with opened(browser, site, width=360, has_touch=True, is_mobile=True, color_scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.locator("canvas[tabindex]").tap()
@@ -176,7 +175,7 @@ def test_phone(browser, site):  # noqa: F811
 
 
 @pytest.mark.parametrize("harm", ["missing", "corrupt", "truncated", "no runtime"])
-def test_a_model_that_cannot_be_used_is_said_clearly(browser, tmp_path, harm):  # noqa: F811
+def test_a_model_that_cannot_be_used_is_said_clearly(browser, tmp_path, harm):
     serve(PaintDefect(load_exported(MODEL)), tmp_path)
     file = tmp_path / "_static/explore" / MODEL.name
     content = bytearray(file.read_bytes())
@@ -203,7 +202,7 @@ def test_a_model_that_cannot_be_used_is_said_clearly(browser, tmp_path, harm):  
 # --- the kernel ------------------------------------------------------------------------------------------------------
 
 
-def test_with_a_kernel_the_pytorch_model_answers(browser, tmp_path):  # noqa: F811
+def test_with_a_kernel_the_pytorch_model_answers(browser, tmp_path):
     run = random_run()
     images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     widget = PaintDefect(run, images)
@@ -215,7 +214,7 @@ def test_with_a_kernel_the_pytorch_model_answers(browser, tmp_path):  # noqa: F8
         assert scores(page) == pytest.approx([expected.adgan.item(), expected.attention.item()], abs=6e-4)
 
 
-def test_without_kernel_and_model_it_says_so(browser, tmp_path):  # noqa: F811
+def test_without_kernel_and_model_it_says_so(browser, tmp_path):
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     write(PaintDefect(random_run(), images), tmp_path)
     with opened(browser, tmp_path) as page:

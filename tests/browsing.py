@@ -1,4 +1,4 @@
-"""A widget in a real browser without Jupyter: its module, its state, and a model that does what Jupyter's does."""
+"""Pages in a real browser, and a widget in one without Jupyter: its module, its state, and a model as Jupyter's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import base64
 import functools
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import anywidget
+import pytest
 from playwright.sync_api import Browser, Page, Route
 
 PAGE = """<!doctype html>
@@ -56,6 +58,40 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def needed(what: str, there: bool) -> None:
+    """Skip where something is missing on a reader's machine; fail where everything has to be there."""
+    if not there:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; gives its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def watch(page: Page, address: str) -> list[str]:
+    """Let a page talk to `address` alone; gives the list of its faults: other hosts asked for, errors of scripts."""
+    faults: list[str] = []
+
+    def guard(route: Route) -> None:
+        if route.request.url.startswith((f"{address}/", "data:", "blob:")):
+            route.continue_()
+        else:
+            faults.append(f"asked for {route.request.url}")
+            route.abort()
+
+    page.route("**/*", guard)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    return faults
+
+
 def write(widget: anywidget.AnyWidget, folder: Path) -> None:
     """Write a page with the widget into a folder."""
     state = {name: value for name, value in widget.get_state().items() if name not in ("_esm", "_css", "layout")}
@@ -74,33 +110,20 @@ def opened(browser: Browser, folder: Path, *, width: int = 1000, kernel=None, **
 
     `kernel` is the widget in Python, to answer the page's messages.
     """
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/"
-    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-    context.set_default_timeout(10_000)
-    page, faults = context.new_page(), []
-
-    def guard(route: Route) -> None:
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            faults.append(f"asked for {route.request.url}")
-            route.abort()
-
-    page.route("**/*", guard)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    if kernel is not None:
-        page.expose_function("kernel", functools.partial(_answer, kernel))
-    try:
-        page.goto(address)
-        page.wait_for_selector("body[data-ready]", state="attached")
-        yield page
-        assert faults == []
-    finally:
-        context.close()
-        server.shutdown()
-        server.server_close()
+    with served(folder) as address:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        faults = watch(page, address)
+        if kernel is not None:
+            page.expose_function("kernel", functools.partial(_answer, kernel))
+        try:
+            page.goto(address)
+            page.wait_for_selector("body[data-ready]", state="attached")
+            yield page
+            assert faults == []
+        finally:
+            context.close()
 
 
 def _answer(widget: anywidget.AnyWidget, content: dict, texts: list[str]) -> list:
