@@ -10,7 +10,6 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
-CHECK_CHAPTERS = pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
 
 .PHONY: help book test chapters lint notebook notebooks clean
 
@@ -48,10 +47,10 @@ book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
 
 test: $(STAMP) $(CACHE)/.fresh
 	$(RUN) pytest
-	$(RUN) $(CHECK_CHAPTERS)
+	@$(MAKE) --no-print-directory chapters
 
 chapters: $(STAMP) $(CACHE)/.fresh
-	$(RUN) $(CHECK_CHAPTERS)
+	$(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
 
 lint: $(STAMP)
 	$(RUN) ruff check .

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from itertools import product
@@ -482,6 +482,17 @@ class Summary:
         """The table as Markdown."""
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self._all()]
         return "\n".join([lines[0], "|" + " --- |" * len(self.header), *lines[1:], "", *(f"{n}  " for n in self.notes)])
+
+    def select(self, *columns: str, where: Callable[[dict[str, str]], bool] = lambda line: True) -> Summary:
+        """Take some columns, in the order given, of the lines that `where` says yes to: it is given {column: cell}.
+
+        Raises ValueError on a column that is not there.
+        """
+        if missing := set(columns) - set(self.header):
+            raise ValueError(f"there is no column {min(missing)!r}; choose among {', '.join(self.header)}")
+        lines = [dict(zip(self.header, row, strict=True)) for row in self.rows]
+        chosen = tuple(tuple(line[name] for name in columns) for line in lines if where(line))
+        return Summary(columns, chosen, self.notes)
 
     def _repr_html_(self) -> str:
         head, *body = (

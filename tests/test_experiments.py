@@ -710,6 +710,17 @@ def test_a_summary_is_text_markdown_and_html():
     assert html.endswith("<p>A note.</p>")
 
 
+def test_columns_and_lines_of_a_summary_can_be_selected():
+    table = Summary(
+        ("method", "metric", "cat"), (("a", "x", "0.1"), ("b", "y", "0.2"), ("c", "x", "0.3")), ("A note.",)
+    )
+    found = table.select("cat", "method", where=lambda line: line["metric"] == "x")
+    assert found == Summary(("cat", "method"), (("0.1", "a"), ("0.3", "c")), ("A note.",))
+    assert table.select(*table.header) == table
+    with pytest.raises(ValueError, match="there is no column 'dog'; choose among method, metric, cat"):
+        table.select("dog")
+
+
 @pytest.mark.parametrize("table", list(TABLES))
 def test_every_table_can_be_shown_before_anything_has_run(table, tmp_path):
     shutil.copy(PAPER, tmp_path)
