@@ -63,7 +63,7 @@ _STUDY = {
     "image_auroc": "image_auroc",
     "image_auroc_defect": "by_kind.defect.image_auroc",
     "image_auroc_other": "by_kind.other.image_auroc",
-    **{f"image_auroc_by_{score}": f"image_auroc_by_score.{score}" for score in ("adgan", "attention")},
+    "image_auroc_by_attention": "image_auroc_by_score.attention",
 }
 
 _ADGAN = {"adgan.synthetic_fakes": False, "image_score": "adgan"}  # section 3.3 as it is printed
