@@ -75,6 +75,8 @@ def test_masks_travel_as_bits():
         ({"maps": torch.full((4, 16, 16), 1.1)}, r"maps have values outside \[0, 1\]"),
         ({"maps": torch.full((4, 16, 16), torch.nan)}, "or NaN"),
         ({"maps": torch.zeros(3, 16, 16)}, "give one for each image"),
+        ({"steps": ["epoch 1", "epoch 2"]}, r"each image at each of the 2 steps, \[4, 16, 16\]"),
+        ({"maps": torch.zeros(2, 4, 16, 16)}, "give one for each image, "),
         ({"masks": [None]}, "4 images and 1 masks"),
         ({"masks": [torch.zeros(8, 8)] + [None] * 3}, "masks of the images' size"),
         ({"scores": [1.0]}, "4 images and 1 scores"),
@@ -90,7 +92,14 @@ def test_what_does_not_fit_is_refused(wrong, said):
 def test_state_can_be_set_and_wrong_state_is_refused():
     widget = AttentionExplorer(**data(), index=3, threshold=0.25, view="swipe")
     assert (widget.index, widget.threshold, widget.view) == (3, 0.25, "swipe")
-    for name, value in (("index", 4), ("index", -1), ("threshold", 1.5), ("view", "both"), ("colormap", "jet")):
+    for name, value in (
+        ("index", 4),
+        ("index", -1),
+        ("step", 1),
+        ("threshold", 1.5),
+        ("view", "both"),
+        ("colormap", "jet"),
+    ):
         with pytest.raises(traitlets.TraitError):
             setattr(widget, name, value)
 
@@ -163,6 +172,31 @@ def test_state_set_from_python_shows(page):
     assert page.locator("figure:visible").count() == 2
     assert numbers(page)[0] == ["0.0 %", "–", "100.0 %"]
     assert page.get_by_label("Threshold").input_value() == "0.05"
+
+
+def test_the_slider_leads_through_the_training(browser, tmp_path):
+    given = data()
+    steps = torch.stack([torch.zeros_like(given["maps"]), given["maps"]])
+    widget = AttentionExplorer(**given | {"maps": steps}, steps=["epoch 1", "epoch 9"])
+    assert widget.step == 1
+    write(widget, tmp_path)
+    with opened(browser, tmp_path) as page:
+        assert numbers(page)[0] == ["100.0 %", "50.0 %", "0.0 %"]
+        slider = page.get_by_label("Training")
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        page.get_by_text("epoch 1", exact=True).wait_for()
+        page.wait_for_function("document.querySelector('[role=status]').textContent.includes('epoch 1')")
+        assert page.evaluate("model.get('step')") == 0
+        assert numbers(page) == [["–", "0.0 %", "0.0 %"]] * 2, "nothing is flagged yet"
+        assert area(page, "found") == 0
+        page.evaluate("model.set('step', 1)")
+        page.get_by_text("epoch 9", exact=True).wait_for()
+        assert area(page, "found") == 8
+
+
+def test_without_moments_no_slider_for_them(page):
+    assert page.get_by_text("Training").is_hidden()
 
 
 def test_gallery_sorts_and_names_are_text(page):

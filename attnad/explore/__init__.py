@@ -5,5 +5,7 @@ What a widget does is in the JavaScript beside this file; Python hands over the 
 
 from attnad.explore.explorer import AttentionExplorer
 from attnad.explore.paint import PaintDefect
+from attnad.explore.synthesis import Synthesis
+from attnad.explore.threshold import ScoreThreshold
 
-__all__ = ["AttentionExplorer", "PaintDefect"]
+__all__ = ["AttentionExplorer", "PaintDefect", "ScoreThreshold", "Synthesis"]

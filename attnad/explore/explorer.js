@@ -10,12 +10,14 @@ function histograms(maps, masks, known, pixels) {
 }
 
 function render({ model, el }) {
-  const { n, channels, height, width, known, scores, names, colormaps } = model.get("_facts");
+  const { n, channels, height, width, known, scores, names, colormaps, steps } = model.get("_facts");
   const [images, maps, masks, colours] = ["_images", "_maps", "_masks", "_palettes"].map((t) => bytes(model.get(t)));
   const pixels = width * height;
-  const counts = histograms(maps, masks, known, pixels);
+  const moments = steps.map((_, k) => maps.subarray(k * n * pixels, (k + 1) * n * pixels));
+  const tallies = steps.map(() => null); // each moment's histograms, once they are asked for
+  const histogram = (k) => (tallies[k] ??= histograms(moments[k], masks, known, pixels));
   const photo = (i) => images.subarray(i * pixels * channels, (i + 1) * pixels * channels);
-  const map = (i) => maps.subarray(i * pixels, (i + 1) * pixels);
+  const map = (i) => moments[model.get("step")].subarray(i * pixels, (i + 1) * pixels);
   const palette = () => {
     const at = 768 * colormaps.indexOf(model.get("colormap"));
     return colours.subarray(at, at + 768);
@@ -104,6 +106,9 @@ function render({ model, el }) {
     set("threshold", value),
   );
   threshold.classList.add("scale");
+  const [moment, showMoment] = slider("Training", 0, steps.length - 1, 1, (k) => steps[k], (k) => set("step", k));
+  moment.classList.add("wordy");
+  moment.hidden = steps.length < 2;
   const [opacity, showOpacity] = slider("Opacity", 0, 1, 0.01, two, (value) => set("opacity", value));
   const [swiping, setSwipe] = slider("Swipe", 0, 1, 0.01, two, (value) => {
     swipe = value;
@@ -146,6 +151,7 @@ function render({ model, el }) {
   const [spoken, say] = announcer();
 
   const tally = (chosen) => {
+    const counts = histogram(model.get("step"));
     let [found, hit, defects, normals] = [0, 0, 0, 0];
     for (const i of chosen)
       for (let value = 0; value < 256; value++) {
@@ -219,6 +225,7 @@ function render({ model, el }) {
 
     showView(view);
     showThreshold(model.get("threshold"));
+    showMoment(model.get("step"));
     showOpacity(model.get("opacity"));
     showColourMap(model.get("colormap"));
     opacity.hidden = view !== "overlay";
@@ -241,7 +248,8 @@ function render({ model, el }) {
     thumbs.forEach((thumb, j) => thumb.setAttribute("aria-selected", j === i));
     gallery.setAttribute("aria-activedescendant", thumbs[i].id);
     const masked = known[i] ? ` Precision ${here[0]}, recall ${here[1]}, false positives ${here[2]}.` : "";
-    say(cross ? reading.textContent : `${names[i]}, threshold ${two(model.get("threshold"))}: ${here[3]} flagged.${masked}`);
+    const when = steps.length > 1 ? `, ${steps[model.get("step")]}` : "";
+    say(cross ? reading.textContent : `${names[i]}${when}, threshold ${two(model.get("threshold"))}: ${here[3]} flagged.${masked}`);
   };
   const draw = once(show);
 
@@ -256,6 +264,7 @@ function render({ model, el }) {
         element(
           "div",
           { class: "panel" },
+          moment,
           element("div", { class: "group" }, threshold, ends, keys),
           opacity,
           swiping,
@@ -269,7 +278,7 @@ function render({ model, el }) {
       spoken,
     ),
   );
-  const changes = ["threshold", "opacity", "view", "colormap", "index"].map((name) => `change:${name}`).join(" ");
+  const changes = ["step", "threshold", "opacity", "view", "colormap", "index"].map((name) => `change:${name}`).join(" ");
   const chosen = () => reveal();
   model.on(changes, draw);
   model.on("change:index", chosen);

@@ -26,9 +26,9 @@ class Widget(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         shown = super()._repr_mimebundle_(**kwargs)
         picture, file = Image.fromarray(self._still()), io.BytesIO()
-        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(
-            file, "PNG", optimize=True
-        )
+        if picture.width < 500:
+            picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
+        picture.save(file, "PNG", optimize=True)
         still = {"image/png": base64.b64encode(file.getvalue()).decode()}
         return ({**shown[0], **still}, *shown[1:]) if isinstance(shown, tuple) else {**(shown or {}), **still}
 
