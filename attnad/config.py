@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0"]
+EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AttentionConfig:
     """Stage 1, the attention network (section 3.2)."""
 
     encoder: Annotated[EncoderName, tyro.conf.arg(prefix_name=False)] = "resnet18-imagenet"
-    """Encoder of G1: ResNet-18 with ImageNet's or with random weights, or EfficientNet-Lite0 with ImageNet's (D9)."""
+    """Encoder of G1: ResNet-18 or EfficientNet-Lite0, with ImageNet's or with random weights (D9)."""
     freeze_encoder: bool = False
     """Keep the encoder's weights and batch statistics as they come (D9)."""
     width: int = 64

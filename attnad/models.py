@@ -114,9 +114,9 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
     `pretrained=False` leaves them out, for a checkpoint that will fill them in.
     Raises WeightsError, with the remedy, where weights cannot be fetched: never a silent random start.
     """
-    if config.encoder == "efficientnet-lite0":
+    if config.encoder in ("efficientnet-lite0", "efficientnet-lite0-random"):
         encoder = EfficientNetLite0()
-        if pretrained:
+        if pretrained and config.encoder == "efficientnet-lite0":
             wanted = encoder.body.state_dict()
             encoder.body.load_state_dict({k: v for k, v in load_lite0_weights().items() if k in wanted})
         return encoder

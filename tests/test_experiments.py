@@ -28,6 +28,7 @@ from attnad.experiments import (
     BASELINE,
     CLASSES,
     COLUMNS,
+    DEFECT_STUDY,
     KEY,
     MVTEC_CATEGORIES,
     NOT_RUN,
@@ -80,6 +81,7 @@ def hashes(config: RunConfig) -> list[str]:
         ("table4", MVTEC_CATEGORIES, 3),
         ("table5", CIFAR10_CLASSES, 2),
         ("textures", ("brick",), len(TEXTURE_STUDY)),
+        ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
     ],
 )
 def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,15 @@ def test_no_network_means_weights_error_with_the_remedy(tmp_path, monkeypatch):
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     for part in ("cannot be fetched", url, str(path), "--encoder efficientnet-lite0", "resnet18 (random weights)"):
         assert part in str(raised.value)
+
+
+def test_lite0_with_random_weights_is_the_same_network_and_follows_the_seed(lite0):
+    config = replace(LITE0, encoder="efficientnet-lite0-random")
+    first, again = seeded(lambda: build_encoder(config)), seeded(lambda: build_encoder(config))
+    assert [(n, p.shape) for n, p in first.named_parameters()] == [(n, p.shape) for n, p in lite0.named_parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    stems = first.body.conv_stem.weight.flatten(), lite0.body.conv_stem.weight.flatten()
+    assert torch.corrcoef(torch.stack(stems))[0, 1].abs() < 0.2, "these are not ImageNet's filters"
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04cut short", "other", "pickle"], ids=str)

@@ -10,6 +10,7 @@ from typing import Any
 
 import anywidget
 import numpy as np
+from IPython.display import display
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -23,8 +24,18 @@ class Widget(anywidget.AnyWidget):
         """The picture: uint8 [height, width, 3]."""
         raise NotImplementedError
 
+    if not hasattr(anywidget.AnyWidget, "_repr_mimebundle_"):  # ipywidgets 7, which Colab has
+
+        def _ipython_display_(self, **kwargs: Any) -> None:
+            display(self._repr_mimebundle_(), raw=True)
+            self._handle_displayed(**kwargs)
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        shown = super()._repr_mimebundle_(**kwargs)
+        if hasattr(super(), "_repr_mimebundle_"):
+            shown = super()._repr_mimebundle_(**kwargs)
+        else:
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+            shown = {"text/plain": type(self).__name__, "application/vnd.jupyter.widget-view+json": view}
         picture, file = Image.fromarray(self._still()), io.BytesIO()
         if picture.width < 500:
             picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)

@@ -178,7 +178,7 @@ function render({ model, el }) {
     for (const { name, showValue } of sliders) showValue(factors[name]);
     outlined.checked = outline;
     shuffle.disabled = grid === 1;
-    sequence.textContent = `order = [${order.join(", ")}]: which patch comes to each place, in reading order`;
+    sequence.textContent = `order = [${order.join(", ")}]`;
     sequence.hidden = grid === 1;
     thumbs.forEach((thumb, i) => thumb.setAttribute("aria-pressed", i === index));
     const area = (bottom - top) * (right - left);
@@ -202,7 +202,7 @@ function render({ model, el }) {
         figure("A″", [" target map: 0\u00a0", scale, "\u00a01\u00a0=\u00a0normal"], target)),
       reading,
       element("div", { class: "panel" },
-        part("x′ = jitter(perm(rotate(x)))", turning, element("div", { class: "buttons" }, cutting, shuffle), sequence, ...sliders.map(({ node }) => node)),
+        part("x′ = jitter(perm(rotate(x)))", turning, cutting, element("div", { class: "shuffle" }, shuffle, sequence), ...sliders.map(({ node }) => node)),
         part("x″: a rectangle of x, replaced", filling, element("label", { class: "picker" }, outlined, "Outline the rectangle"),
           element("p", { class: "quiet" }, "Drag inside the rectangle to move it, at a corner to resize it, elsewhere to draw another one. Or choose the picture x″ with the tab key: arrow keys move, shift and arrow keys resize."))),
       spoken,
