@@ -34,8 +34,8 @@ function render({ model, el }) {
   const marker = shape("path", { class: "fixed", d: `M${x(fixed)} 0V${tall}` });
   const drawing = shape("svg", { viewBox: `0 0 ${WIDE} ${tall}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   drawing.append(shade, ...bars, ground, marker, line);
-  const plot = element("div", { class: "plot", style: `height: ${kinds.length * 4.5}rem` }, drawing);
-  kinds.forEach((kind, i) => plot.append(element("span", { style: `top: ${4.5 * i}rem` }, kind)));
+  const plot = element("div", { class: "plot", style: `height: ${kinds.length * 72}px` }, drawing);
+  kinds.forEach((kind, i) => plot.append(element("span", { style: `top: ${72 * i}px` }, kind)));
   const moved = (event) => {
     const box = plot.getBoundingClientRect();
     set(clamp(first + ((event.clientX - box.left) / box.width) * (last - first), first, last));
