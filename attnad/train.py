@@ -187,6 +187,16 @@ class _State:
             save_tensors(self.path, tensors)
             self.saved_at = time.monotonic()
 
+    def keep(self, losses: list[Tensor], step: Sequence[Tensor], terms: Sequence[str], epoch: int) -> None:
+        """Append a step's losses [terms] to an epoch's.
+
+        Raises TrainingError at the step whose loss is not finite. Not on a GPU: to look would be to wait for it at each
+        step, so there `finite_mean` looks at the whole epoch.
+        """
+        losses.append(torch.stack([loss.detach() for loss in step]))
+        if losses[-1].device.type == "cpu" and not losses[-1].isfinite().all():
+            self.finite_mean(losses, terms, epoch)
+
     def finite_mean(self, losses: list[Tensor], terms: Sequence[str], epoch: int) -> list[float]:
         """Mean of each term over an epoch's steps [steps, terms]; one transfer from the device.
 
@@ -294,7 +304,7 @@ def train_attention(
                 l_total.backward()
                 optimizer_g.step()
 
-                losses.append(torch.stack([loss.detach() for loss in (l_d, l_adv, l_adv_ano, l_g, l_att)]))
+                state.keep(losses, (l_d, l_adv, l_adv_ano, l_g, l_att), ATTENTION_TERMS, epoch)
                 bar.update()
             means = state.finite_mean(losses, ATTENTION_TERMS, epoch)
             bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ATTENTION_TERMS, means, strict=True)})
@@ -402,7 +412,7 @@ def train_adgan(
                 (l_adv + stage.reconstruction_weight * l_r).backward()
                 optimizer_g.step()
 
-                losses.append(torch.stack([loss.detach() for loss in (l_d, l_adv, l_r)]))
+                state.keep(losses, (l_d, l_adv, l_r), ADGAN_TERMS, epoch)
                 bar.update()
             means = state.finite_mean(losses, ADGAN_TERMS, epoch)
             bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ADGAN_TERMS, means, strict=True)})

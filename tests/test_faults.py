@@ -49,11 +49,11 @@ from tqdm import tqdm
 from attnad import checkpoint, cli, data, experiments, textures
 from attnad.checkpoint import CheckpointError, load_json, load_tensors, save_json, save_tensors
 from attnad.cli import main
-from attnad.config import RunConfig, from_dict, to_dict
+from attnad.config import RunConfig, from_dict, recipe, to_dict
 from attnad.data import DataError, load_images, load_test, load_train
 from attnad.experiments import read_results
 from attnad.run import load_run, train_run
-from attnad.train import TrainingError
+from attnad.train import TrainingError, read_log, train_attention
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("ATTNAD_FAULTS", 12))
@@ -1006,6 +1006,26 @@ def test_scores_hardly_depend_on_the_number_of_threads(bricks, undisturbed):
     for other in others:
         for name, values in one.items():
             np.testing.assert_allclose(other[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def losses_with(threads: int, config: RunConfig) -> list[float]:
+    """The losses of the first epoch of stage 1."""
+    torch.set_num_threads(threads)
+    images = load_train(config.data, size=config.size, normal_class=config.normal_class).images[:256]
+    with tempfile.TemporaryDirectory() as folder:
+        train_attention(config, images, device=torch.device("cpu"), folder=Path(folder), progress=False)
+        return [float(loss) for *_, loss, _ in read_log(Path(folder) / "log.csv")]
+
+
+@pytest.mark.parametrize(("batch", "within"), [(256, 1e-4), (16, 0.1)], ids=["one step", "an epoch"])
+def test_training_begins_alike_with_any_number_of_threads(batch, within):
+    """A step from the same weights has the same losses to four digits; what differs then grows, to some per cent."""
+    config = recipe("quick", "textures")
+    stage = replace(config.attention, epochs=1, batch=batch)
+    config = replace(config, normal_class="brick", size=32, attention=stage)
+    one, *others = (in_a_process(losses_with, threads, config)[0] for threads in (1, 2, 4))
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=within)
 
 
 # --- no leak ---------------------------------------------------------------------------------------------------------

@@ -207,6 +207,7 @@ def test_the_term_that_is_not_finite_is_the_one_named(images, monkeypatch):
     monkeypatch.setattr("attnad.train.attention_loss", attention_loss)  # three steps an epoch
     with pytest.raises(TrainingError, match=r"^L_att became inf in epoch 2, step 2; no state was saved yet"):
         train1(tiny(), images)
+    assert len(steps) == 5, "training went on after that step"
 
 
 @pytest.mark.parametrize("changes", [{"learning_rate": 1e20}, {"att_weight": 1e38}, {"g_weight": NAN}], ids=str)
