@@ -93,6 +93,55 @@ def test_playground(page: Page, address: str):
     assert page.faults == []
 
 
+def test_chapters_widgets(page: Page, address: str):
+    """What the chapters' widgets show follows the reader, in the page as it is served."""
+
+    def texts(selector: str) -> list[str]:
+        return page.locator(selector).all_inner_texts()
+
+    def shown(chapter: str, count: int = 1) -> None:
+        page.goto(f"{address}/notebooks/{chapter}.html")
+        page.wait_for_function(f"document.querySelectorAll('.attnad').length === {count}", timeout=30_000)
+        assert page.locator(".still:visible").count() == 0, "a picture beside its widget"
+
+    shown("02_synthesis")
+    before = page.evaluate("[...document.querySelectorAll('.attnad canvas')].map((c) => c.toDataURL())")
+    page.get_by_label("Brightness").press("Home")
+    page.wait_for_function(
+        "(before) => [...document.querySelectorAll('.attnad canvas')].some((c, i) => c.toDataURL() !== before[i])",
+        arg=before,
+    )
+    shown("04_attention_network")
+    before = page.locator("canvas.map").first.evaluate("c => c.toDataURL()")
+    page.get_by_label("Training").press("Home")
+    page.get_by_text("epoch 1", exact=True).wait_for()
+    assert page.locator("canvas.map").first.evaluate("c => c.toDataURL()") != before
+    shown("05_adgan")
+    page.get_by_label("Threshold").press("End")
+    page.get_by_text("Found 0.0 % of the anomalies for 0.0 % of false alarms").wait_for()
+    assert all(text.startswith("0 of ") for text in texts(".attnad tbody td:nth-child(3)"))
+    for chapter in ("06_cifar10", "07_mvtec", "09_your_images"):
+        shown(chapter)
+        first = page.locator(".attnad header h3").inner_text(), texts(".attnad .about")
+        page.get_by_role("listbox", name="Images").press("Home")
+        page.get_by_role("listbox", name="Images").press("ArrowRight")
+        page.wait_for_function("(old) => document.querySelector('.attnad .about').innerText !== old", arg=first[1][0])
+    assert page.faults == []
+
+
+def test_without_scripts_there_are_pictures(browser: Browser, address: str):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for name in ("book/playground", "notebooks/02_synthesis", "notebooks/07_mvtec"):
+        page.goto(f"{address}/{name}.html")
+        for still in page.locator(".still").all():
+            still.scroll_into_view_if_needed()
+            assert still.bounding_box()["width"] > 200
+            assert still.get_attribute("alt")
+        assert page.locator(".still").count() == (2 if "playground" in name else 1)
+    context.close()
+
+
 def test_dark_mode_is_dark(browser: Browser, address: str):
     def lightness(scheme: str) -> float:
         context = browser.new_context(color_scheme=scheme)
