@@ -310,7 +310,9 @@ def figure(command: Figure) -> None:
             rows["overlay"] = overlay(rows["image"], rows["attention"])
         if test.has_mask.any():
             rows["ground truth"] = test.masks[chosen]
-        title = filter(None, [config.data, config.normal_class, config.attention.encoder, f"{config.size} px"])
+        encoders = {run.config.attention.encoder for run in runs}
+        shared = next(iter(encoders)) if len(encoders) == 1 else None
+        title = filter(None, [config.data, config.normal_class, shared, f"{config.size} px"])
         picture = gallery(rows, [test.kinds[i].replace("/", "\n") for i in chosen], title=", ".join(title))
         content = io.BytesIO()
         picture.savefig(content, format=command.out.suffix.lstrip(".") or "png")

@@ -117,7 +117,7 @@ def test_chapters_widgets(page: Page, address: str):
     page.get_by_text("epoch 1", exact=True).wait_for()
     assert page.locator("canvas.map").first.evaluate("c => c.toDataURL()") != before
     shown("05_adgan")
-    page.get_by_label("Threshold").press("End")
+    page.get_by_role("slider", name="Threshold").press("End")
     page.get_by_text("Found 0.0 % of the anomalies for 0.0 % of false alarms").wait_for()
     assert all(text.startswith("0 of ") for text in texts(".attnad tbody td:nth-child(3)"))
     for chapter in ("06_cifar10", "07_mvtec", "09_your_images"):
