@@ -115,6 +115,7 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "no adversarial losses": _NO_GAMES,
     "rectangles only": {"augment.whole_share": 0.0},
     "40 epochs": {"attention.epochs": 40},
+    "pretrained encoder, 40 epochs": _PRETRAINED | {"attention.epochs": 40},
 }
 
 TABLES: dict[str, list[Variant]] = {
