@@ -114,6 +114,7 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, no adversarial losses": _PRETRAINED | _NO_GAMES,
     "no adversarial losses": _NO_GAMES,
     "rectangles only": {"augment.whole_share": 0.0},
+    "pretrained encoder, rectangles only": _PRETRAINED | {"augment.whole_share": 0.0},
     "40 epochs": {"attention.epochs": 40},
     "pretrained encoder, 40 epochs": _PRETRAINED | {"attention.epochs": 40},
 }
