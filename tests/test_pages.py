@@ -142,6 +142,17 @@ def test_without_scripts_there_are_pictures(browser: Browser, address: str):
     context.close()
 
 
+def test_opened_from_a_file(browser: Browser, address: str):
+    """Without a server the explorer works; painting says what it needs."""
+    page = browser.new_page()
+    page.goto((HTML / "book/playground.html").as_uri())
+    page.get_by_role("slider", name="Threshold").press("End")
+    page.wait_for_function("document.querySelector('.explorer path.found:not(.halo)').getAttribute('d') === ''")
+    page.locator("canvas[tabindex]").click()
+    page.get_by_role("alert").get_by_text("A page opened from a file cannot load a model. Serve its folder").wait_for()
+    page.close()
+
+
 def test_dark_mode_is_dark(browser: Browser, address: str):
     def lightness(scheme: str) -> float:
         context = browser.new_context(color_scheme=scheme)

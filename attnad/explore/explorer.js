@@ -146,7 +146,7 @@ function render({ model, el }) {
     "p",
     { class: "key" },
     element("span", {}, element("i", { class: "swatch found" }), "flagged: above the threshold"),
-    element("span", {}, element("i", { class: "swatch truth" }), "true mask"),
+    ...(known.some(Boolean) ? [element("span", {}, element("i", { class: "swatch truth" }), "true mask")] : []),
   );
   const [spoken, say] = announcer();
 
