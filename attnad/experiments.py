@@ -97,6 +97,7 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
     "adversarial losses five times as heavy": {"attention.adv_weight": 0.05, "attention.adv_ano_weight": 0.05},
     "no adversarial losses": {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0},
     "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
+    "rectangles only": {"augment.whole_share": 0.0},
     "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
     "ADGAN trains its features": {"adgan.train_features": True},
     "ADGAN with a slow moving average (0.99)": {"adgan.ema": 0.99},
