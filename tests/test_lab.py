@@ -1,7 +1,7 @@
 """The widgets in JupyterLab: a real server, a real kernel and a real browser that reaches no other host.
 
-One notebook holds an explorer of test images and two paintings: an ONNX file answers one, a run that the notebook
-trains, for seconds only, answers the other with PyTorch. The last cell asks the kernel what a test wants to know.
+One notebook holds all the widgets, two paintings among them: an ONNX file answers one, a run that the notebook trains,
+for seconds only, answers the other with PyTorch. The last cell asks the kernel what a test wants to know.
 """
 
 from __future__ import annotations
@@ -52,6 +52,12 @@ config = replace(config, size=32, attention=replace(config.attention, epochs=2, 
 run = train_run(replace(config, adgan=replace(config.adgan, epochs=1)), Path("run"), progress=False)
 from_torch = PaintDefect(run)
 from_torch""",
+    "from attnad.explore import Synthesis\nsynthesis = Synthesis(test.images[:2])\nsynthesis",
+    """
+from attnad.explore import ScoreThreshold
+groups = ["good" if kind == "good" else "anomalous" for kind in explorer._facts["names"]]
+histograms = ScoreThreshold(explorer._facts["scores"], groups, exported.facts["threshold"])
+histograms""",
     "",
 ]
 
@@ -123,7 +129,7 @@ def lab(browser: Browser, server: tuple[str, str]) -> Iterator[Page]:
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000)
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function("document.querySelectorAll('.attnad').length === 3", timeout=1000 * SECONDS)
+    page.wait_for_function("document.querySelectorAll('.attnad').length === 5", timeout=1000 * SECONDS)
     yield page
     context.close()
     assert faults == []
@@ -221,7 +227,7 @@ def test_by_keyboard_and_no_key_is_the_notebooks(lab: Page):
     for key in ("ArrowLeft", "ArrowDown", "ArrowDown"):
         lab.keyboard.press(key)
     explorer.get_by_text("at column 31, row 34").wait_for()
-    for place in (".stage", ".gallery", "input[type=range] >> nth=0"):
+    for place in (".stage", ".gallery", ".scale input"):
         explorer.locator(place).focus()
         for key in ("a", "b", "x", "c", "v", "d", "d", "i", "i", "m", "y", "z", "Space", "Enter", "Shift+Enter"):
             lab.keyboard.press(key)
@@ -236,7 +242,7 @@ def test_by_keyboard_and_no_key_is_the_notebooks(lab: Page):
 def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     paint = cell(lab, number)
     meters = paint.locator(".meter strong")
-    before = meters.all_inner_texts()
+    before = meters.all_text_contents()
     clean = json.loads(python(lab, f"print({name}._facts['scores'][0])"))
     assert [float(text) for text in before] == pytest.approx(clean, abs=6e-4)
     paint = cell(lab, number)
@@ -250,7 +256,7 @@ def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     was, now = (float(text) for text in paint.locator(".under strong").all_inner_texts())
     if name == "from_file":
         assert now < was - 0.2
-    assert meters.all_inner_texts()[0] != before[0]
+    assert meters.all_text_contents()[0] != before[0]
     # What stands there is what the run in the kernel says of the pixels in the page.
     pixels = paint.locator("canvas").first.evaluate(
         "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 < 3)"
@@ -259,18 +265,31 @@ def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     painted = np.array(pixels).reshape(side, side, 3).transpose(2, 0, 1).tolist()
     said = python(lab, f"import torch; s = {name}._run.score(torch.tensor([{painted}], dtype=torch.uint8))\n"
                        "print([s.adgan.item(), s.attention.item()])")  # fmt: skip
-    assert [float(text) for text in meters.all_inner_texts()] == pytest.approx(json.loads(said), abs=6e-4)
+    assert [float(text) for text in meters.all_text_contents()] == pytest.approx(json.loads(said), abs=6e-4)
 
     paint.locator("canvas[tabindex]").focus()  # which makes its cell the active one
     state = cells(lab)
     lab.keyboard.press("Control+z")
     paint.get_by_text("Nothing is painted yet.").wait_for()
     lab.wait_for_timeout(300)
-    assert [float(text) for text in meters.all_inner_texts()] == pytest.approx(clean, abs=2e-3)
+    assert [float(text) for text in meters.all_text_contents()] == pytest.approx(clean, abs=2e-3)
     for key in ("Space", "ArrowRight", "Space", "x", "d", "d"):
         lab.keyboard.press(key)
     paint.locator(".under").get_by_text("Attention where you painted").wait_for()
     assert cells(lab) == state
+
+
+def test_the_other_widgets_reach_python_too(lab: Page):
+    for number, slider, trait in ((3, "Brightness", "synthesis.brightness"), (4, "Threshold", "histograms.threshold")):
+        before = float(python(lab, f"print({trait})"))
+        low, moved = cell(lab, number).get_by_role("slider", name=slider), f"!== {before}"
+        low.press("Home")
+        low.evaluate(f"input => new Promise(done => setInterval(() => Number(input.value) {moved} && done(), 50))")
+        shown = float(low.input_value())
+        assert float(python(lab, f"print({trait})")) == pytest.approx(shown, abs=1e-6)
+        python(lab, f"{trait} = {before}")
+        back = f"Math.abs(input.value - {before}) < 1e-6"
+        low.evaluate(f"input => new Promise(done => setInterval(() => {back} && done(), 50))")
 
 
 def test_dark_where_lab_is_dark(lab: Page):
