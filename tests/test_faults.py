@@ -1008,6 +1008,18 @@ def test_scores_hardly_depend_on_the_number_of_threads(bricks, undisturbed):
             np.testing.assert_allclose(other[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_scores_hardly_depend_on_the_precision(bricks, undisturbed, monkeypatch):
+    """bfloat16, which a GPU takes, on the CPU: the same weights give the same maps and scores to two digits."""
+    run, images = load_run(undisturbed.run, device="cpu"), load_test(str(bricks), size=32).images
+    exact = run.score(images)
+    monkeypatch.setattr("attnad.score.autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    mixed = run.score(images)
+    assert not torch.equal(mixed.adgan, exact.adgan), "bfloat16 was not used"
+    for name, values in exact._asdict().items():
+        within = 0.05 if name in ("adgan", "discriminator") else 0.02
+        torch.testing.assert_close(getattr(mixed, name), values, rtol=0, atol=within, msg=name)
+
+
 def losses_with(threads: int, config: RunConfig) -> list[float]:
     """The losses of the first epoch of stage 1."""
     torch.set_num_threads(threads)
