@@ -84,7 +84,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     settings = folder / "settings"
     settings.mkdir()
     quiet = {"fetchNews": "false", "checkForUpdates": False}  # else Lab asks, over the notebook
-    (settings / "overrides.json").write_text(json.dumps({"@jupyterlab/apputils-extension:notification": quiet}))
+    still = {"windowingMode": "none"}  # else cells come, go and move while they are scrolled to
+    overrides = {
+        "@jupyterlab/apputils-extension:notification": quiet,
+        "@jupyterlab/notebook-extension:tracker": still,
+    }
+    (settings / "overrides.json").write_text(json.dumps(overrides))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     (folder / "root").mkdir()
@@ -246,7 +251,9 @@ def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     clean = json.loads(python(lab, f"print({name}._facts['scores'][0])"))
     assert [float(text) for text in before] == pytest.approx(clean, abs=6e-4)
     paint = cell(lab, number)
-    box = paint.locator(".frame").first.bounding_box()
+    board = paint.locator("canvas[tabindex]")
+    board.hover()  # waits until it has stopped moving
+    box = board.bounding_box()
     lab.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.2 * box["height"])
     lab.mouse.down()
     lab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
