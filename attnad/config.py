@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
+PRETRAINED = ("resnet18-imagenet", "efficientnet-lite0")  # those that start with ImageNet's weights
 
 
 @dataclass(frozen=True)

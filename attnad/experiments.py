@@ -27,7 +27,7 @@ from PIL import Image
 
 from attnad.baseline import BaselineConfig, evaluate_baseline
 from attnad.checkpoint import load_json, save_json, write_atomically
-from attnad.config import RunConfig, recipe
+from attnad.config import PRETRAINED, RunConfig, recipe
 from attnad.data import CIFAR10_CLASSES, DataError, TestSet, _folder, _root, load_test
 from attnad.metrics import METRICS
 from attnad.run import evaluate_run, train_run
@@ -68,6 +68,9 @@ _STUDY = {
 
 _ADGAN = {"adgan.synthetic_fakes": False, "image_score": "adgan"}  # section 3.3 as it is printed
 _FAKES = {"adgan.synthetic_fakes": True, "image_score": "adgan"}  # the other reading (D17)
+_NO_GAMES = {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0}
+_RECTANGLES = {"augment.whole_share": 0.0}
+_PRETRAINED = {"attention.encoder": "efficientnet-lite0"}
 _STAGE1 = {"adgan.epochs": 0, "adgan.synthetic_fakes": False, "image_score": "attention"}  # no stage 2 is needed
 BASELINE = "nearest neighbours (frozen features)"
 
@@ -95,9 +98,9 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
         "attention.att_weight": 1.0, "attention.kl_weight": 1.0,
     },
     "adversarial losses five times as heavy": {"attention.adv_weight": 0.05, "attention.adv_ano_weight": 0.05},
-    "no adversarial losses": {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0},
+    "no adversarial losses": _NO_GAMES,
     "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
-    "rectangles only": {"augment.whole_share": 0.0},
+    "rectangles only": _RECTANGLES,
     "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
     "ADGAN trains its features": {"adgan.train_features": True},
     "ADGAN with a slow moving average (0.99)": {"adgan.ema": 0.99},
@@ -105,8 +108,6 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # What keeps the maps of recipe `quick` from real defects, on MVTec AD: stage 1 alone.
-_PRETRAINED = {"attention.encoder": "efficientnet-lite0"}
-_NO_GAMES = {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0}
 DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "as the recipe says": {},
     "pretrained encoder": _PRETRAINED,
@@ -114,8 +115,8 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "the same encoder with random weights": {"attention.encoder": "efficientnet-lite0-random"},
     "pretrained encoder, no adversarial losses": _PRETRAINED | _NO_GAMES,
     "no adversarial losses": _NO_GAMES,
-    "rectangles only": {"augment.whole_share": 0.0},
-    "pretrained encoder, rectangles only": _PRETRAINED | {"augment.whole_share": 0.0},
+    "rectangles only": _RECTANGLES,
+    "pretrained encoder, rectangles only": _PRETRAINED | _RECTANGLES,
     "40 epochs": {"attention.epochs": 40},
     "pretrained encoder, 40 epochs": _PRETRAINED | {"attention.epochs": 40},
 }
@@ -169,8 +170,7 @@ TABLES: dict[str, list[Variant]] = {
 
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
-    "table5": CIFAR10_CLASSES, "textures": ("brick",),
-    "defects": MVTEC_CATEGORIES,
+    "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
 }  # fmt: skip
 PAPER_METRICS = {
     "image AUROC": "image_auroc",
@@ -307,7 +307,7 @@ def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
     else:
         kind, encoder = config.recipe, config.attention.encoder
         epochs = f"{config.attention.epochs}+{config.adgan.epochs}"
-    weights = "imagenet" if encoder in ("resnet18-imagenet", "efficientnet-lite0") else "random"
+    weights = "imagenet" if encoder in PRETRAINED else "random"
     for method, metrics in job.variant.rows.items():
         for metric, key in metrics.items():
             if (value := _lookup(outcome, key)) is None:

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
-from attnad.config import AttentionConfig
+from attnad.config import PRETRAINED, AttentionConfig
 from attnad.losses import masked_features
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -114,14 +114,14 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
     `pretrained=False` leaves them out, for a checkpoint that will fill them in.
     Raises WeightsError, with the remedy, where weights cannot be fetched: never a silent random start.
     """
-    if config.encoder in ("efficientnet-lite0", "efficientnet-lite0-random"):
+    if config.encoder.startswith("efficientnet-lite0"):
         encoder = EfficientNetLite0()
-        if pretrained and config.encoder == "efficientnet-lite0":
+        if pretrained and config.encoder in PRETRAINED:
             wanted = encoder.body.state_dict()
             encoder.body.load_state_dict({k: v for k, v in load_lite0_weights().items() if k in wanted})
         return encoder
     encoder = ResNet18(64 if config.encoder == "resnet18-imagenet" else config.width)
-    if config.encoder == "resnet18-imagenet" and pretrained:
+    if pretrained and config.encoder in PRETRAINED:
         url = ResNet18_Weights.IMAGENET1K_V1.url
         path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         try:

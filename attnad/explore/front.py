@@ -35,12 +35,12 @@ class Widget(anywidget.AnyWidget):
             shown = super()._repr_mimebundle_(**kwargs)
         else:
             view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-            shown = {"text/plain": type(self).__name__, "application/vnd.jupyter.widget-view+json": view}
+            shown = {"application/vnd.jupyter.widget-view+json": view}
         picture, file = Image.fromarray(self._still()), io.BytesIO()
         if picture.width < 500:
             picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
         picture.save(file, "PNG", optimize=True)
-        still = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        still = {"text/plain": type(self).__name__, "image/png": base64.b64encode(file.getvalue()).decode()}
         return ({**shown[0], **still}, *shown[1:]) if isinstance(shown, tuple) else {**(shown or {}), **still}
 
 

@@ -3,7 +3,7 @@
 const [WIDE, BAND, BINS] = [640, 70, 40]; // of the drawing, in its own units; each group has a band
 
 function render({ model, el }) {
-  const { scores, groups, kinds, fixed } = model.get("_facts");
+  const { scores, groups, kinds, fixed, colours } = model.get("_facts");
   const [low, high] = [Math.min(...scores, fixed), Math.max(...scores, fixed)];
   const span = high - low || 1;
   const [first, step] = [low - 0.03 * span, span / 200]; // a little room, so that all can be flagged, or none
@@ -25,7 +25,7 @@ function render({ model, el }) {
       const [from, to] = [x(low + (b * span) / BINS), x(low + ((b + 1) * span) / BINS)];
       return count ? `M${from} ${ground}v${(-0.9 * BAND * count) / tallest}H${to}V${ground}z` : "";
     });
-    return shape("path", { class: `group${kind}`, d: path.join("") });
+    return shape("path", { class: `group${kind}`, d: path.join(""), fill: colours[kind], stroke: colours[kind] });
   });
   const tall = BAND * kinds.length;
   const ground = shape("path", { class: "ground", d: kinds.map((_, kind) => `M0 ${BAND * (kind + 1)}H${WIDE}`).join("") });
@@ -59,7 +59,7 @@ function render({ model, el }) {
   const totals = kinds.map((_, kind) => groups.filter((group) => group === kind).length);
   const cells = kinds.map(() => [0, 1].map(() => element("td", {})));
   const rows = kinds.map((kind, i) => {
-    const name = element("th", { scope: "row" }, element("i", { class: `block group${i}` }), kind);
+    const name = element("th", { scope: "row" }, element("i", { class: "block", style: `background: ${colours[i]}` }), kind);
     return element("tr", {}, name, element("td", { class: "wanted" }, i ? "flag" : "pass"), ...cells[i]);
   });
   const heads = ["group", "should", "flagged", "share"].map((head) => element("th", { scope: "col" }, head));

@@ -39,6 +39,7 @@ class ScoreThreshold(Widget):
         if normal not in groups or not 2 <= len(kinds) <= 5:
             raise ValueError(f"groups are {', '.join(sorted(set(groups)))}; give {normal!r} and one to four others")
         facts = {"scores": scores, "groups": [kinds.index(group) for group in groups], "kinds": kinds, "fixed": fixed}
+        facts["colours"] = COLOURS[: len(kinds)]
         super().__init__(_facts=facts, **{"threshold": fixed} | state)
 
     def _still(self) -> np.ndarray:

