@@ -123,7 +123,7 @@ def test_chapters_widgets(page: Page, address: str):
         shown(chapter)
         for key, place in (("Home", 0), ("ArrowRight", 1)):
             page.get_by_role("listbox", name="Images").press(key)
-            option = page.get_by_role("option").nth(place)
+            option = page.locator(".gallery > *").nth(place)
             page.wait_for_function("(node) => node.ariaSelected === 'true'", arg=option.element_handle())
             name, _, score = option.get_attribute("aria-label").rpartition(", score ")
             assert page.locator(".attnad h3").inner_text() == name
