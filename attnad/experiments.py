@@ -18,7 +18,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from itertools import product
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +120,7 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, rectangles only": _PRETRAINED | _RECTANGLES,
     "40 epochs": {"attention.epochs": 40},
     "pretrained encoder, 40 epochs": _PRETRAINED | {"attention.epochs": 40},
+    "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
 }
 
 TABLES: dict[str, list[Variant]] = {
@@ -517,13 +519,35 @@ class Summary:
         chosen = tuple(tuple(line[name] for name in columns) for line in lines if where(line))
         return Summary(columns, chosen, self.notes)
 
+    def metric(self, name: str) -> Summary:
+        """Take the lines of one metric, those not yet run among them, without the column that names it."""
+        columns = [column for column in self.header if column != "metric"]
+        return self.select(*columns, where=lambda line: line["metric"] in (name, ""))
+
+    def pivot(self, column: str) -> Summary:
+        """Set the metrics side by side: one line for each method and run, with the cells of one column of the table.
+
+        Raises ValueError on a column that is not there.
+        """
+        lines = self.select("method", "run", "seeds", "metric", column).rows
+        metrics = list(dict.fromkeys(metric for *_, metric, _ in lines if metric))
+        cells: dict[tuple[str, ...], dict[str, str]] = {}
+        for *line, metric, cell in lines:
+            cells.setdefault(tuple(line), {})[metric] = cell
+        table = tuple((*line, *(values.get(metric, "-") for metric in metrics)) for line, values in cells.items())
+        return Summary(("method", "run", "seeds", *metrics), table, self.notes)
+
     def _repr_html_(self) -> str:
-        head, *body = (
-            "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
-            for tag, row in [("th", self.header), *(("td", row) for row in self.rows)]
-        )
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>{notes}"
+        def cells(tag: str, row: tuple[str, ...]) -> str:
+            return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+
+        body = ""
+        for method, group in groupby(self.rows, key=itemgetter(0)):  # a name stands once, beside all of its lines
+            lines = [cells("td", row[1:]) for row in group]
+            lines[0] = f'<td rowspan="{len(lines)}">{escape(method)}</td>{lines[0]}'
+            body += "".join(f"<tr>{line}</tr>" for line in lines)
+        notes = f"<p><small>{'<br>'.join(map(escape, self.notes))}</small></p>" if self.notes else ""
+        return f"<table><thead><tr>{cells('th', self.header)}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
     def _all(self) -> list[tuple[str, ...]]:
         return [self.header, *self.rows]
@@ -544,7 +568,7 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
     lines = []
     for method, metric in dict.fromkeys((row["method"], row["metric"]) for row in paper):
         values = {r["class"].split(" ")[0]: r["value"] for r in paper if (r["method"], r["metric"]) == (method, metric)}
-        cells = [values.get(name, "-") for name in (*shown, "mean")]
+        cells = [values.get(name, "-") for name in ("mean", *shown)]
         lines.append((method, "paper", PAPER_METRICS[metric], "", *cells))
     groups: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
     for row in ours:
@@ -565,17 +589,17 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
     notes += ["Cells: mean ± standard deviation over the seeds."] if run else []
     if missing := [name for name in CLASSES[table] if name not in run]:
         notes.append(f"{NOT_RUN.capitalize()}: {', '.join(missing)}.")
-    return Summary(("method", "run", "metric", "seeds", *shown, "mean of all"), tuple(lines), tuple(notes))
+    return Summary(("method", "run", "metric", "seeds", "mean of all", *shown), tuple(lines), tuple(notes))
 
 
 def _cells(values: dict[tuple[str, str], float], shown: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Seeds, a cell for each class that is shown, and the mean over all classes wanted, from {(class, seed): value}."""
+    """Seeds, the mean over all classes wanted, and a cell for each class that is shown, from {(class, seed): value}."""
     seeds = sorted({seed for _, seed in values}, key=int)
     counts = sorted({sum((name, seed) in values for seed in seeds) for name in {name for name, _ in values}})
     cells = [_spread([values[name, seed] for seed in seeds if (name, seed) in values]) for name in shown]
     full = [seed for seed in seeds if all((name, seed) in values for name in wanted)]
     mean = _spread([statistics.fmean(values[name, seed] for name in wanted) for seed in full])
-    return [" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))), *cells, mean]
+    return [" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))), mean, *cells]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -506,8 +506,8 @@ def test_table4_runs_on_the_categories_that_are_there(categories, tmp_path):
     assert len(ours) == 6
     for row in ours:
         assert (row["dataset"], row["epochs"], row["metric"]) == ("MVTec AD (32 px)", "1+0", "pixel_auroc")
-    assert found.header[-3:] == ("bottle", "pill", "mean of all")
-    assert [line[-1] for line in found.rows] == ["0.75", "0.87", "0.92", "-", "-", "-"]  # the paper's, then ours
+    assert found.header[-3:] == ("mean of all", "bottle", "pill")
+    assert [line[-3] for line in found.rows] == ["0.75", "0.87", "0.92", "-", "-", "-"]  # the paper's, then ours
 
 
 def test_a_root_without_a_category_is_named(tmp_path):
@@ -640,10 +640,10 @@ OURS = ("ADGAN", "1", "image_auroc")
 def test_cells_are_mean_and_sample_deviation_over_seeds(lines):
     values = {"cat": (0.80, 0.90, 0.70), "dog": (0.60, 0.65), "ship": (0.5,)}
     found = lines([row(**{"class": c}, seed=s, value=v) for c, vs in values.items() for s, v in enumerate(vs)])
-    assert found["", "", ""] == ("cat", "dog", "ship", "mean of all")  # in the order of CIFAR-10
+    assert found["", "", ""] == ("mean of all", "cat", "dog", "ship")  # in the order of CIFAR-10
     # 0.1 = sqrt((0.1^2 + 0 + 0.1^2) / 2); 0.035 = 0.05 / sqrt(2); one value has no deviation
-    assert found[OURS] == ("1 to 3", "0.800 ± 0.100", "0.625 ± 0.035", "0.500", "-")
-    assert found["ADGAN", "paper", "image_auroc"] == ("", "-", "-", "-", "0.823")
+    assert found[OURS] == ("1 to 3", "-", "0.800 ± 0.100", "0.625 ± 0.035", "0.500")
+    assert found["ADGAN", "paper", "image_auroc"] == ("", "0.823", "-", "-", "-")
     runs, mean, missing = found["notes", "notes", "notes"]
     assert runs == f"Run 1: {KIND}."
     assert "standard deviation" in mean
@@ -655,13 +655,13 @@ def test_the_mean_over_classes_needs_every_class(lines):
         return [row(**{"class": n}, seed=seed, value=first + 0.02 * i) for i, n in enumerate(names)]
 
     nine = CIFAR10_CLASSES[:9]
-    assert lines(of_seed(0, 0.5, nine))[OURS][-1] == "-"
-    assert lines(of_seed(0, 0.5, CIFAR10_CLASSES))[OURS][-1] == "0.590"  # 0.5 + 0.02 * 4.5
-    assert lines(of_seed(1, 0.1, nine))[OURS][-1] == "0.590"  # seed 1 lacks a class and does not count
+    assert lines(of_seed(0, 0.5, nine))[OURS][1] == "-"
+    assert lines(of_seed(0, 0.5, CIFAR10_CLASSES))[OURS][1] == "0.590"  # 0.5 + 0.02 * 4.5
+    assert lines(of_seed(1, 0.1, nine))[OURS][1] == "0.590"  # seed 1 lacks a class and does not count
     found = lines(of_seed(1, 0.6, CIFAR10_CLASSES))
     assert found[OURS][0] == "2"
-    assert found[OURS][1] == "0.550 ± 0.071"
-    assert found[OURS][-1] == "0.640 ± 0.071"  # 0.59 and 0.69
+    assert found[OURS][1] == "0.640 ± 0.071"  # 0.59 and 0.69
+    assert found[OURS][2] == "0.550 ± 0.071"
     assert len(found["notes", "notes", "notes"]) == 2
 
 
@@ -683,18 +683,18 @@ def test_other_kinds_of_run_are_never_averaged_together(lines):
     found = lines([row(**kind, seed=seed, value=i / 10) for i, kind in enumerate(kinds) for seed in (0, 1)])
     ours = {key[1]: cells for key, cells in found.items() if key[0] == "ADGAN" and key[1] != "paper"}
     assert len(ours) == len(kinds)
-    assert sorted(cells[1] for cells in ours.values()) == [f"{i / 10:.3f} ± 0.000" for i in range(len(kinds))]
+    assert sorted(cells[2] for cells in ours.values()) == [f"{i / 10:.3f} ± 0.000" for i in range(len(kinds))]
     (number,) = re.findall(rf"Run (\d): {re.escape(KIND)}\.", " ".join(found["notes", "notes", "notes"]))
-    assert found["ADGAN", number, "image_auroc"][1] == "0.000 ± 0.000"
+    assert found["ADGAN", number, "image_auroc"][2] == "0.000 ± 0.000"
 
 
 def test_rows_of_other_tables_are_left_out(lines):
     found = lines([row(value=0.25), row(table="table2", value=0.75)])
-    assert found[OURS][1] == "0.250"
+    assert found[OURS][2] == "0.250"
 
 
 def test_a_summary_is_text_markdown_and_html():
-    table = Summary(("method", "cat|dog"), (("a <b>", "0.5"), ("longer", "-")), ("A note.",))
+    table = Summary(("method", "cat|dog"), (("a <b>", "0.5"), ("longer", "-")), ("A note.", "1 < 2."))
     assert table.text().splitlines() == [
         "method  cat|dog",
         "---------------",
@@ -702,14 +702,25 @@ def test_a_summary_is_text_markdown_and_html():
         "longer  -",
         "",
         "A note.",
+        "1 < 2.",
     ]
     assert table.markdown().splitlines() == [
-        "| method | cat\\|dog |", "| --- | --- |", "| a <b> | 0.5 |", "| longer | - |", "", "A note.  ",
+        "| method | cat\\|dog |", "| --- | --- |", "| a <b> | 0.5 |", "| longer | - |", "", "A note.  ", "1 < 2.  ",
     ]  # fmt: skip
-    html = table._repr_html_()
-    assert "<th>cat|dog</th>" in html
-    assert "<td>a &lt;b&gt;</td>" in html
-    assert html.endswith("<p>A note.</p>")
+    assert table._repr_html_() == (
+        "<table><thead><tr><th>method</th><th>cat|dog</th></tr></thead>"
+        '<tbody><tr><td rowspan="1">a &lt;b&gt;</td><td>0.5</td></tr>'
+        '<tr><td rowspan="1">longer</td><td>-</td></tr></tbody>'
+        "</table><p><small>A note.<br>1 &lt; 2.</small></p>"
+    )
+
+
+def test_a_name_stands_once_beside_its_lines():
+    table = Summary(("method", "run"), (("a", "1"), ("a", "2"), ("b", "1"), ("a", "3")), ())
+    assert table._repr_html_().endswith(
+        '<tbody><tr><td rowspan="2">a</td><td>1</td></tr><tr><td>2</td></tr>'
+        '<tr><td rowspan="1">b</td><td>1</td></tr><tr><td rowspan="1">a</td><td>3</td></tr></tbody></table>'
+    )
 
 
 def test_columns_and_lines_of_a_summary_can_be_selected():
@@ -721,6 +732,31 @@ def test_columns_and_lines_of_a_summary_can_be_selected():
     assert table.select(*table.header) == table
     with pytest.raises(ValueError, match="there is no column 'dog'; choose among method, metric, cat"):
         table.select("dog")
+    with pytest.raises(ValueError, match="there is no column 'run'"):
+        table.pivot("cat")
+    assert table.metric("y") == Summary(("method", "cat"), (("b", "0.2"),), ("A note.",))
+
+
+def test_metrics_side_by_side():
+    header = ("method", "run", "metric", "seeds", "mean of all", "cat")
+    lines = (
+        ("a", "paper", "x", "", "0.9", "-"),
+        ("a", "1", "x", "3", "-", "0.1"),
+        ("a", "1", "y", "3", "-", "0.2"),
+        ("b", NOT_RUN, "", "", "-", "-"),
+        ("a", "2", "y", "3", "-", "0.3"),
+    )
+    found = Summary(header, lines, ("A note.",)).pivot("cat")
+    assert found.header == ("method", "run", "seeds", "x", "y")
+    assert found.rows == (
+        ("a", "paper", "", "-", "-"),
+        ("a", "1", "3", "0.1", "0.2"),
+        ("b", NOT_RUN, "", "-", "-"),
+        ("a", "2", "3", "-", "0.3"),
+    )
+    assert found.notes == ("A note.",)
+    kept = Summary(header, lines, ()).metric("y")
+    assert kept.rows == (("a", "1", "3", "-", "0.2"), ("b", NOT_RUN, "", "-", "-"), ("a", "2", "3", "-", "0.3"))
 
 
 @pytest.mark.parametrize("table", list(TABLES))
