@@ -574,6 +574,7 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
     for row in ours:
         encoder = f"{row['encoder']} ({row['weights']})"
         kind = f"{row['recipe']}, {encoder}, {row['size']} px, epochs {row['epochs']}, {row['dataset']}"
+        kind = kind.removeprefix("-, ")  # the baseline has no recipe
         groups.setdefault((row["method"], kind, row["metric"]), {})[row["class"], row["seed"]] = float(row["value"])
     numbers = {kind: str(i) for i, kind in enumerate(sorted({kind for _, kind, _ in groups}), 1)}
     for variant in TABLES[table]:

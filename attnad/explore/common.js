@@ -123,8 +123,10 @@ function announcer() {
 
 /** The widget's outermost element. Keys pressed inside it are not the notebook's shortcuts. */
 function root(label, ...children) {
-  const node = element("section", { class: "attnad", "aria-label": label, "data-lm-suppress-shortcuts": "true" });
+  const node = element("section", { class: "attnad", "aria-label": label });
   node.append(...children);
+  // JupyterLab and Notebook 7 heed this only on the focused element itself and above those that a shortcut is meant for.
+  node.addEventListener("focusin", (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true"));
   node.addEventListener("keydown", (event) => event.stopPropagation());
   return node;
 }
