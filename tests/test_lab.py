@@ -1,4 +1,4 @@
-"""The widgets in JupyterLab: a real server, a real kernel and a real browser that reaches no other host.
+"""The widgets in JupyterLab and Notebook 7: a real server, kernel and browser that reaches no other host.
 
 One notebook holds all the widgets, two paintings among them: an ONNX file answers one, a run that the notebook trains,
 for seconds only, answers the other with PyTorch. The last cell asks the kernel what a test wants to know.
@@ -73,23 +73,23 @@ def stop(server: subprocess.Popen) -> list[psutil.Process]:
     return left
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """JupyterLab with settings of its own; gives its address and its token."""
-    there = subprocess.run([sys.executable, "-m", "jupyter", "lab", "--version"], capture_output=True).returncode == 0
-    needed("JupyterLab is not there; pip install 'attnad[book]'", there)
-    folder = tmp_path_factory.mktemp("lab")
-    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+@pytest.fixture(scope="module", params=["lab", "notebook"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """JupyterLab or Notebook with settings of its own; gives its address and the notebook's path there."""
+    app = request.param
+    there = subprocess.run([sys.executable, "-m", "jupyter", app, "--version"], capture_output=True).returncode == 0
+    needed(f"jupyter {app} is not there; pip install 'attnad[book,test]'", there)
+    folder = tmp_path_factory.mktemp(app)
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
     environment = os.environ | {name: str(folder / name) for name in names}
-    settings = folder / "settings"
-    settings.mkdir()
-    quiet = {"fetchNews": "false", "checkForUpdates": False}  # else Lab asks, over the notebook
-    still = {"windowingMode": "none"}  # else cells come, go and move while they are scrolled to
-    overrides = {
-        "@jupyterlab/apputils-extension:notification": quiet,
-        "@jupyterlab/notebook-extension:tracker": still,
-    }
-    (settings / "overrides.json").write_text(json.dumps(overrides))
+    # Else cells come, go and move while they are scrolled to, and Lab asks, over the notebook, for news.
+    settings = {"notebook-extension/tracker": {"windowingMode": "none"}}
+    if app == "lab":
+        settings["apputils-extension/notification"] = {"fetchNews": "false", "checkForUpdates": False}
+    for name, values in settings.items():
+        file = folder / f"JUPYTERLAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     (folder / "root").mkdir()
@@ -99,9 +99,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         port = free.getsockname()[1]
     address, token = f"http://127.0.0.1:{port}", secrets.token_hex()
     command = [
-        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'root'}",
-        f"--LabApp.app_settings_dir={settings}", "--LabApp.expose_app_in_browser=True",
+        f"--{'LabApp' if app == 'lab' else 'JupyterNotebookApp'}.expose_app_in_browser=True",
     ]  # fmt: skip
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -115,7 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
                 time.sleep(0.1)
         else:
             pytest.fail((folder / "log.txt").read_text())
-        yield address, token
+        yield address, f"{'lab/tree' if app == 'lab' else 'notebooks'}/x.ipynb?token={token}"
     finally:
         left = stop(process)
     assert left == [], "the server or its kernels did not end"
@@ -124,13 +124,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 @pytest.fixture(scope="module")
 def lab(browser: Browser, server: tuple[str, str]) -> Iterator[Page]:
     """The notebook, opened and run from the top to the bottom."""
-    address, token = server
+    address, path = server
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     context.set_default_timeout(20_000)
     page = context.new_page()
     faults = watch(page, address)
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    page.goto(f"{address}/lab/tree/x.ipynb?token={token}")
+    page.goto(f"{address}/{path}")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000)
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
