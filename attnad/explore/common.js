@@ -125,7 +125,8 @@ function announcer() {
 function root(label, ...children) {
   const node = element("section", { class: "attnad", "aria-label": label });
   node.append(...children);
-  // JupyterLab and Notebook 7 heed this only on the focused element itself and above those that a shortcut is meant for.
+  // Jupyter looks from the focused element upwards for one that a shortcut is meant for, until it meets this attribute.
+  // Some shortcuts are meant for whatever has the focus: so that element itself must have it.
   node.addEventListener("focusin", (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true"));
   node.addEventListener("keydown", (event) => event.stopPropagation());
   return node;
