@@ -56,10 +56,22 @@ class ResNet18(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [n, 8w, s/16, s/16]
 
 
+class _Shortcut(nn.Conv2d):
+    """A 1x1 convolution with stride, written as a choice of pixels and a convolution without: the same values.
+
+    oneDNN's own (jit_1x1, gradient of the weights, channels last) writes beyond its memory, or never ends, where the
+    input has fewer channels than a register of the processor holds: 16 with AVX-512, 8 with AVX2 (PyTorch 2.14.1).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight)
+
+
 def _layer(in_channels: int, channels: int, stride: int) -> nn.Sequential:
     shortcut = None
     if stride != 1 or in_channels != channels:
-        shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        shortcut = nn.Sequential(_Shortcut(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
     return nn.Sequential(BasicBlock(in_channels, channels, stride, shortcut), BasicBlock(channels, channels))
 
 
