@@ -2,8 +2,8 @@
 
 Ours is what `attnad train` does: images on the device as one uint8 tensor, augmentation in batches there, channels
 last, bfloat16 on CUDA, no wait for the device within an epoch. The usual one is what tutorials do: a DataLoader whose
-data set transforms one PIL image after the other, float32, contiguous, losses read after every step. Its images lie in
-memory too, so that nothing here depends on a disk.
+data set transforms one PIL image after the other, contiguous tensors, losses read after every step; the step itself is
+the same, and its images lie in memory too, so that nothing here depends on a disk.
 """
 
 from __future__ import annotations
@@ -22,24 +22,16 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ColorJitter
 from torchvision.transforms.functional import pil_to_tensor
 
 from attnad.config import AugmentConfig, RunConfig
-from attnad.losses import (
-    adversarial_loss,
-    anomaly_adversarial_loss,
-    attention_loss,
-    generator_loss,
-    non_saturating_loss,
-    reconstruction_nll,
-    total_loss,
-)
-from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
+from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.run import machine_facts
 from attnad.score import score
-from attnad.train import train_adgan, train_attention
+from attnad.train import adgan_step, attention_step, draw_maps, judge_of, train_adgan, train_attention
 
 
 def bench(
@@ -213,7 +205,7 @@ class _UsualData(Dataset):
 
 
 def _usual_attention(config: RunConfig, device: torch.device, _: AttentionNetwork) -> Callable[..., list[float]]:
-    """A step of stage 1 on one batch: the losses of `attnad.train.train_attention`, as floats."""
+    """A step of stage 1 on one batch, its losses read at once, as floats."""
     stage = config.attention
     network = AttentionNetwork(stage, pretrained=False).to(device).train()
     discriminator = Discriminator(4, config.size, stage.width).to(device).train()
@@ -223,61 +215,29 @@ def _usual_attention(config: RunConfig, device: torch.device, _: AttentionNetwor
     )
 
     def step(x: Tensor, x_ano: Tensor, a_ano: Tensor) -> list[float]:
-        a_nor, n = torch.ones_like(a_ano), len(x)
-        both = torch.cat([x, x_ano])
-        out = network(both, torch.randn(network.latent_shape(both), device=device))
-        fake, real = pair(out.x_re, out.a_gen), torch.cat([pair(x, a_nor), pair(x_ano, a_ano)])
-
-        d_real, d_fake = discriminator(torch.cat([real, fake.detach()])).chunk(2)
-        l_d = -adversarial_loss(d_real[:n], d_fake[:n]) - anomaly_adversarial_loss(d_real[n:], d_fake[n:])
-        optimizer_d.zero_grad()
-        l_d.backward()
-        optimizer_d.step()
-
-        d_fake = discriminator(fake)
-        l_adv, l_adv_ano = non_saturating_loss(d_fake[:n]), non_saturating_loss(d_fake[n:])
-        l_g = generator_loss(both, out.x_re, out.mean, out.log_variance, kl_weight=stage.kl_weight)
-        l_att = attention_loss(out.a_gen[:n], a_nor, out.a_gen[n:], a_ano)
-        weights = (stage.adv_ano_weight, stage.adv_weight, stage.g_weight, stage.att_weight)
-        optimizer_g.zero_grad()
-        total_loss(l_adv_ano, l_adv, l_g, l_att, weights=weights).backward()
-        optimizer_g.step()
-        return [loss.item() for loss in (l_d, l_adv, l_adv_ano, l_g, l_att)]
+        noise = torch.randn(network.latent_shape(torch.cat([x, x_ano])), device=device)
+        losses = attention_step(network, discriminator, optimizer_g, optimizer_d, stage, x, x_ano, a_ano, noise)
+        return [loss.item() for loss in losses]
 
     return step
 
 
 def _usual_adgan(config: RunConfig, device: torch.device, network: AttentionNetwork) -> Callable[..., list[float]]:
-    """A step of stage 2 on one batch: the losses of `attnad.train.train_adgan`, as floats."""
+    """A step of stage 2 on one batch, its losses read at once, as floats."""
     stage = config.adgan
     network = network.to(memory_format=torch.contiguous_format).eval()
     adgan = ADGAN(network.encoder, config.attention, config.size).to(device).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
+    average = AveragedModel(judge_of(adgan), multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
     generating = [*adgan.encoder.parameters(), *adgan.decoder.parameters()]
-    judging = [p for p in (*adgan.features.parameters(), *adgan.discriminator.parameters()) if p.requires_grad]
+    judging = [p for p in judge_of(adgan).parameters() if p.requires_grad]
     optimizer_g, optimizer_d = (
         torch.optim.Adam(trained, stage.learning_rate, (stage.beta1, 0.999)) for trained in (generating, judging)
     )
 
-    def masked(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            a_gen = network(x).a_gen
-        return adgan.masked(x, a_gen)
-
     def step(x: Tensor, x_ano: Tensor, _: Tensor) -> list[float]:
-        f_nor = masked(x)
-        f_gen = adgan.generate(f_nor.detach())
-        fakes = [f_gen.detach(), masked(x_ano)] if stage.synthetic_fakes else [f_gen.detach()]
-        d_real, *d_fakes = adgan.discriminator(torch.cat([f_nor, *fakes])).split(len(x))
-        l_d = -sum(adversarial_loss(d_real, d_fake) for d_fake in d_fakes) / len(fakes)
-        optimizer_d.zero_grad()
-        l_d.backward()
-        optimizer_d.step()
-
-        l_adv, l_r = non_saturating_loss(adgan.discriminator(f_gen)), reconstruction_nll(f_nor.detach(), f_gen)
-        optimizer_g.zero_grad()
-        (l_adv + stage.reconstruction_weight * l_r).backward()
-        optimizer_g.step()
-        return [loss.item() for loss in (l_d, l_adv, l_r)]
+        fakes = [(x_ano, draw_maps(network, x_ano))] if stage.synthetic_fakes else []
+        losses = adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, draw_maps(network, x), fakes)
+        return [loss.item() for loss in losses]
 
     return step

@@ -31,7 +31,8 @@ from attnad.models import WeightsError
 from attnad.plotting import choose, gallery, overlay
 from attnad.report import write_report
 from attnad.run import Run, evaluate_run, load_run, train_run
-from attnad.train import TrainingError, pick_device
+from attnad.state import TrainingError
+from attnad.train import pick_device
 
 DESCRIPTION = "Attention map-guided two-stage anomaly detection, trained on normal images only."
 

@@ -32,7 +32,7 @@ from attnad.config import PRETRAINED, RunConfig, recipe
 from attnad.data import CIFAR10_CLASSES, DataError, TestSet, _folder, _root, load_test
 from attnad.metrics import METRICS
 from attnad.run import evaluate_run, train_run
-from attnad.train import TrainingError
+from attnad.state import TrainingError
 
 # --- the tables ------------------------------------------------------------------------------------------------------
 

@@ -36,16 +36,8 @@ from attnad.data import TestSet, classes, load_train, split_normal
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
-from attnad.train import (
-    SAVE_SECONDS,
-    TrainingError,
-    fingerprint,
-    pick_device,
-    read_log,
-    train_adgan,
-    train_attention,
-    write_log,
-)
+from attnad.state import SAVE_SECONDS, TrainingError, fingerprint, read_log, write_log
+from attnad.train import pick_device, train_adgan, train_attention
 
 
 @dataclass(frozen=True)

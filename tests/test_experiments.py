@@ -48,7 +48,7 @@ from attnad.experiments import (
 )
 from attnad.metrics import auroc
 from attnad.run import load_run
-from attnad.train import TrainingError
+from attnad.state import TrainingError
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")

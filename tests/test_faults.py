@@ -53,7 +53,8 @@ from attnad.config import RunConfig, from_dict, recipe, to_dict
 from attnad.data import DataError, load_images, load_test, load_train
 from attnad.experiments import read_results
 from attnad.run import load_run, train_run
-from attnad.train import TrainingError, read_log, train_attention
+from attnad.state import TrainingError, read_log
+from attnad.train import train_attention
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("ATTNAD_FAULTS", 12))

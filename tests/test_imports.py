@@ -20,6 +20,7 @@ ROWS = [
     ("textures",),
     ("data", "models"),
     ("checkpoint",),
+    ("state",),
     ("train",),
     ("score",),
     ("run", "report"),

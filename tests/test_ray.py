@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attnad.experiments import TABLES, jobs, read_results, reproduce, rows, run_locally
-from attnad.train import TrainingError
+from attnad.state import TrainingError
 
 pytest.importorskip("ray", reason="the engine needs the extra ray: pip install 'attnad[ray]'")
 

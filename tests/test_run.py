@@ -26,7 +26,7 @@ from attnad.data import DataError, TestSet, load_test, load_train, split_normal
 from attnad.metrics import METRICS, auroc, evaluate_scores
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.score import score
-from attnad.train import TrainingError
+from attnad.state import TrainingError
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")

@@ -166,7 +166,7 @@ def test_epochs_logged_after_the_last_saved_state_are_not_logged_twice(images, t
 
 def test_saving_waits_for_its_time_but_not_at_the_end(images, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("attnad.train.save_tensors", lambda path, tensors: saved.append(int(tensors["epoch"])))
+    monkeypatch.setattr("attnad.state.save_tensors", lambda path, tensors: saved.append(int(tensors["epoch"])))
     for seconds in (3600, 0):
         train_attention(tiny(epochs=3), images, device=CPU, folder=tmp_path, save_seconds=seconds, progress=False)
     assert saved == [3, 1, 2, 3]

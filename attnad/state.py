@@ -1,0 +1,156 @@
+"""Training's memory: the log of its losses, and the state from which it goes on after a kill, to the same weights."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attnad.checkpoint import (
+    CheckpointError,
+    load_module,
+    load_optimizer,
+    load_tensors,
+    module_tensors,
+    optimizer_tensors,
+    save_tensors,
+    write_atomically,
+)
+
+SAVE_SECONDS = 20.0  # training state is saved at the first end of an epoch this long after the last
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what is kept."""
+
+
+def fingerprint(images: Tensor) -> str:
+    """SHA-256 of images, in hexadecimal digits: which data a state or a run was trained on."""
+    return hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()
+
+
+def read_log(path: Path) -> list[list[str]]:
+    """Lines of a log.csv without its head: stage, epoch, term, loss, seconds.
+
+    Raises CheckpointError, naming the file, where it is missing or damaged.
+    """
+    try:
+        _, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        for _, epoch, _, loss, seconds in lines:
+            int(epoch), float(loss), float(seconds)
+    except (OSError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or remove it to go on") from error
+    return lines
+
+
+def write_log(path: Path, lines: Sequence[Sequence[str]]) -> None:
+    """Write a log.csv whole: its head, and lines as `read_log` gives them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("stage", "epoch", "term", "loss", "seconds"), *lines])
+    write_atomically(path, text.getvalue())
+
+
+class Log:
+    """Losses of each epoch, as lines of RUN/log.csv, written whole each time so that resuming leaves no doubles."""
+
+    def __init__(self, path: Path | None, stage: str, terms: Sequence[str], first_epoch: int):
+        self.path, self.stage, self.terms, self.lines = path, stage, terms, []
+        if path is not None and path.exists():
+            self.lines = [line for line in read_log(path) if line[0] != stage or int(line[1]) <= first_epoch]
+
+    def add(self, epoch: int, losses: Sequence[float], seconds: float) -> None:
+        for term, loss in zip(self.terms, losses, strict=True):
+            self.lines.append([self.stage, str(epoch), term, f"{loss:.6f}", f"{seconds:.2f}"])
+        if self.path is not None:
+            write_log(self.path, self.lines)
+
+
+class State:
+    """All that a loop needs to go on after a kill, in one file: weights, optimisers, generator, epochs done."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        modules: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        generator: torch.Generator,
+        images: Tensor,
+        save_seconds: float,
+    ):
+        self.path, self.modules, self.optimizers, self.generator = path, modules, optimizers, generator
+        self.save_seconds, self.saved_at = save_seconds, time.monotonic()
+        self.data = torch.frombuffer(bytearray.fromhex(fingerprint(images)), dtype=torch.uint8)
+
+    def resume(self) -> int:
+        """Load the saved state, if there is one, and return the epochs done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        tensors = load_tensors(self.path)
+        if missing := {"data", "epoch", "generator"} - tensors.keys():
+            raise CheckpointError(f"{self.path} is no training state: it lacks {min(missing)}; choose another --out")
+        if tensors["epoch"].shape != ():
+            raise CheckpointError(f"{self.path} is of another version; choose another --out")
+        if not torch.equal(tensors["data"], self.data):
+            raise CheckpointError(
+                f"{self.path} was trained on other images than these; restore the data or choose another --out"
+            )
+        try:
+            self.generator.set_state(tensors["generator"])
+        except (RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot go on with {self.generator.device.type} ({error}); give the --device that it was "
+                "trained on, or choose another --out"
+            ) from error
+        for name, module in self.modules.items():
+            load_module(name, module, tensors, self.path)
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(f"optimizer_{name}", optimizer, tensors, self.path)
+        return int(tensors["epoch"])
+
+    def save(self, epoch: int, *, last: bool) -> None:
+        """Save the state after an epoch, if it is time to or the epoch is the last.
+
+        Raises TrainingError where a value of the state is not finite: what is saved is always fit to go on with.
+        """
+        tensors = {"epoch": torch.tensor(epoch), "generator": self.generator.get_state(), "data": self.data}
+        for name, module in self.modules.items():
+            tensors |= module_tensors(name, module)
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(f"optimizer_{name}", optimizer)
+        for name, value in tensors.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise self.not_finite(f"{name} is no longer finite after epoch {epoch}")
+        if self.path is not None and (last or time.monotonic() - self.saved_at >= self.save_seconds):
+            save_tensors(self.path, tensors)
+            self.saved_at = time.monotonic()
+
+    def check(self, losses: list[Tensor], terms: Sequence[str], epoch: int) -> None:
+        """Look at the last of an epoch's losses [terms].
+
+        Raises TrainingError at the step whose loss is not finite. Not on a GPU: to look would be to wait for it at each
+        step, so there `finite_mean` looks at the whole epoch.
+        """
+        if losses[-1].device.type == "cpu" and not losses[-1].isfinite().all():
+            self.finite_mean(losses, terms, epoch)
+
+    def finite_mean(self, losses: list[Tensor], terms: Sequence[str], epoch: int) -> list[float]:
+        """Mean of each term over an epoch's steps [steps, terms]; one transfer from the device.
+
+        Raises TrainingError naming the step and the term where a loss is not finite.
+        """
+        table = torch.stack(losses).float().cpu()
+        for step, term in (~table.isfinite()).nonzero().tolist():
+            raise self.not_finite(f"{terms[term]} became {table[step, term].item()} in epoch {epoch}, step {step + 1}")
+        return table.mean(0).tolist()
+
+    def not_finite(self, what: str) -> TrainingError:
+        """The error that stops training, with what is kept and the remedy."""
+        saved = self.path is not None and self.path.exists()
+        kept = f"the last good state is in {self.path}" if saved else "no state was saved yet"
+        return TrainingError(f"{what}; {kept}. Lower the learning rate or the weights of the losses, in another --out")
