@@ -23,16 +23,19 @@ SEEDS = (0, 1)
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of one CPU each, as real processes of this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=1, num_gpus=0)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")  # Ray's workers take the user's number before their own
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(num_cpus=1, num_gpus=0)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def busy_workers() -> list[int]:
@@ -79,6 +82,7 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path, monkeypatch):
     found = read_results(folders["results"] / "results.csv")
     planned = jobs("textures", classes=["brick"], **arguments)
     assert len(planned) == 4
+    assert {row["threads"] for row in found} == {"1"}
     assert len(found) == len({(r["method"], r["seed"], r["metric"]) for r in found}) == 4 * len(rows_of(planned[0]))
     for folder in folders["runs"].iterdir():
         assert {"run.json", "metrics.json"} <= {path.name for path in folder.iterdir()}

@@ -21,7 +21,7 @@ from PIL import Image
 
 from attnad import checkpoint, textures
 from attnad.checkpoint import CheckpointError, load_json, save_json
-from attnad.config import ADGANConfig, AttentionConfig, RunConfig, from_dict, to_dict
+from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, RunConfig, from_dict, to_dict
 from attnad.data import DataError, TestSet, load_test, load_train, split_normal
 from attnad.metrics import METRICS, auroc, evaluate_scores
 from attnad.run import Run, evaluate_run, load_run, train_run
@@ -159,10 +159,19 @@ def test_scores_do_not_depend_on_the_batch_nor_on_the_time(run, test_set):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_higher_scores_mean_more_anomalous(run, test_set):
-    scores = run[0].score(test_set.images)
-    assert auroc(test_set.masks.numpy().ravel(), scores.maps.numpy().ravel()) > 0.7
-    assert auroc(test_set.labels.numpy(), scores.attention.numpy()) > 0.7
+def test_higher_scores_mean_more_anomalous(data, test_set, tmp_path):
+    """Quality needs a detector that learns this task whatever the seed and the rounding, unlike `run`'s.
+
+    Without adversarial terms and with rectangles alone, seeds 0 to 4 on 1, 2 and 4 threads gave a pixel AUROC of 0.95
+    or more and an image AUROC of 0.98 or more; the bound leaves twice the distance to what is perfect, and more.
+    """
+    config = RunConfig(
+        data=str(data), size=32, augment=AugmentConfig(box_area=(0.02, 0.2), whole_share=0.0),
+        attention=replace(STAGE1, adv_weight=0.0, adv_ano_weight=0.0, epochs=30), adgan=replace(STAGE2, epochs=1),
+    )  # fmt: skip
+    scores = train(config, tmp_path).score(test_set.images)
+    assert auroc(test_set.masks.numpy().ravel(), scores.maps.numpy().ravel()) > 0.85
+    assert auroc(test_set.labels.numpy(), scores.attention.numpy()) > 0.85
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------------------

@@ -232,7 +232,12 @@ def test_each_epoch_of_stage_1_sees_each_image_once_with_anomalies_made_of_it(im
 @pytest.mark.parametrize("real", [False, True])
 def test_each_step_of_stage_2_gets_the_maps_of_its_own_images(images, monkeypatch, real):
     torch.manual_seed(0)
-    network = AttentionNetwork(STAGE1).eval()
+    network = AttentionNetwork(STAGE1).train()
+    for _ in range(30):  # batch statistics that fit the images, so that their maps differ
+        network(images / 255)
+    network.eval().attention_head[-1].weight.data *= 10
+    maps = train.attention_maps(network, images)
+    assert (maps[1:] - maps[:-1]).abs().amax((1, 2, 3)).min() > 0.01
     anomalies = 255 - images[:4]
     calls = spy(monkeypatch, "adgan_step")
     more = {"anomalies": anomalies} if real else {}
