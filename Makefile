@@ -11,12 +11,13 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
 
-.PHONY: help book test chapters lint notebook notebooks clean
+.PHONY: help book test chapters machines lint notebook notebooks clean
 
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
 	@echo "make test      run the tests, then every chapter"
 	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
+	@echo "make machines  run the tests of training again, as on other machines: more threads, older processors"
 	@echo "make lint      check the code's rules and format"
 	@echo "make notebook  open the chapters in JupyterLab"
 	@echo "make notebooks run the chapters in place, for their pictures on GitHub and in the README"
@@ -51,6 +52,12 @@ test: $(STAMP) $(CACHE)/.fresh
 
 chapters: $(STAMP) $(CACHE)/.fresh
 	$(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
+
+# More threads than cores, then the instructions that most laptops have.
+TRAINING := tests/test_steps.py tests/test_train.py tests/test_run.py tests/test_cli.py tests/test_ray.py
+machines: $(STAMP)
+	$(RUN) OMP_NUM_THREADS=4 pytest $(TRAINING)
+	$(RUN) ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest $(TRAINING)
 
 lint: $(STAMP)
 	$(RUN) ruff check .

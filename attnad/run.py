@@ -11,6 +11,7 @@ RUN/run.json                       threshold and facts about the training, writt
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -141,10 +142,18 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "instructions": _instructions(),
+        "memory_format": "channels last",  # of networks and images, everywhere: see `to_float`
         "torch": torch.__version__,
         "attnad": __version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _instructions() -> str:
+    """The processor's instructions that PyTorch chose, and what oneDNN was told to keep to, if it was."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN up to {limit}" if limit else "")
 
 
 def _take_over(

@@ -156,10 +156,10 @@ def test_equation_number_stands_where_its_function_is_used(path: Path):
 
 
 def test_workflows_run_what_exists():
-    """Tests on a processor, full scale on a GPU, Colab's image, and publishing."""
+    """Tests on a processor, full scale on a GPU, Colab's image, other machines, and publishing."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     flows = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / ".github/workflows").glob("*.yml")}
-    assert {"ci", "gpu", "colab", "pages"} == flows.keys()
+    assert {"ci", "gpu", "colab", "pages", "machines"} == flows.keys()
     for text in flows.values():
         assert yaml.safe_load(text)["jobs"]
         assert set(re.findall(r"run: make (\w+)", text)) <= targets

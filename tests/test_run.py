@@ -189,6 +189,8 @@ def test_the_folder_of_a_finished_run(run, config):
     assert facts["torch"] == torch.__version__
     assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(facts["date"])) < timedelta(hours=1)
     assert facts["threads"] == torch.get_num_threads()
+    assert facts["instructions"].startswith(torch.backends.cpu.get_cpu_capability())
+    assert facts["memory_format"] == "channels last"
     with open(folder / "log.csv", newline="") as file:
         rows = [(row["stage"], row["epoch"], float(row["seconds"])) for row in csv.DictReader(file)]
     for stage, epochs in (("attention", 8), ("adgan", 2)):
