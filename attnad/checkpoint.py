@@ -19,9 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-
-class CheckpointError(RuntimeError):
-    """A file of a run is missing, damaged, or of another model."""
+from attnad.errors import CheckpointError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -5,33 +5,35 @@ Every hyper-parameter of `attnad.config` is a flag; the recipe gives the default
 
 from __future__ import annotations
 
+import argparse
+import functools
 import io
 import json
 import math
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
 
-from attnad.bench import bench as run_bench
-from attnad.bench import table as bench_table
-from attnad.checkpoint import CheckpointError, write_atomically
-from attnad.config import EncoderName, RunConfig, recipe
-from attnad.data import DataError, load_images, load_test, load_train
-from attnad.experiments import current_commit
-from attnad.experiments import reproduce as reproduce_table
-from attnad.export import export_run
+from attnad.checkpoint import write_atomically
+from attnad.config import EncoderName
+from attnad.data import load_images, load_test, load_train
+from attnad.detectors import DETECTORS, recipe
+from attnad.errors import AttnadError, SettingError
 from attnad.metrics import METRICS
-from attnad.models import WeightsError
-from attnad.plotting import choose, gallery, overlay
-from attnad.report import write_report
 from attnad.run import Run, evaluate_run, load_run, train_run
-from attnad.state import TrainingError
+from attnad.show.export import export_run
+from attnad.show.plotting import choose, gallery, overlay
+from attnad.show.report import write_report
+from attnad.study.bench import bench as run_bench
+from attnad.study.bench import table as bench_table
+from attnad.study.engines import reproduce as reproduce_table
+from attnad.study.results import current_commit
 from attnad.train import pick_device
 
 DESCRIPTION = "Attention map-guided two-stage anomaly detection, trained on normal images only."
@@ -40,19 +42,33 @@ Device = Annotated[str, tyro.conf.arg(help="auto (CUDA, else MPS, else CPU), or 
 DataRoot = Annotated[Path | None, tyro.conf.arg(help="Where data sets live; else $ATTNAD_DATA, else ~/.cache/attnad.")]
 
 
-@dataclass(frozen=True)
-class Train(RunConfig):
-    """Train both stages on normal images only. The same command again goes on where it was stopped."""
-
-    data: tyro.conf.Positional[str] = "textures"
-    """textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and test/<class>,
-    or simply images, all normal."""
-    recipe: Annotated[str, tyro.conf.arg(metavar="{quick,paper}")] = "quick"  # `attnad.config.recipe` refuses others
-    """Where the other values come from: quick, for a laptop's CPU, or paper, as close to the paper as it says."""
-    device: Device = "auto"
-    data_root: DataRoot = None
-    out: Path | None = None
-    """Folder of the run; by default runs/DATA[-CLASS]-RECIPE-seedN."""
+@functools.cache
+def train_command(config_type: type) -> type:
+    """The command line of `attnad train` for a detector: its configuration, and where and on what to train."""
+    data = "textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and "
+    data += "test/<class>, or simply images, all normal."
+    recipe_help = (
+        "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it says; "
+    )
+    recipe_help += "neighbours, nearest neighbours on frozen features, which trains nothing."
+    names = f"{{{','.join(DETECTORS)}}}"  # `attnad.detectors.recipe` refuses others
+    return make_dataclass(
+        "Train",
+        [
+            ("data", tyro.conf.Positional[Annotated[str, tyro.conf.arg(help=data)]], field(default="textures")),
+            ("recipe", Annotated[str, tyro.conf.arg(metavar=names, help=recipe_help)], field(default="quick")),
+            ("device", Device, field(default="auto")),
+            ("data_root", DataRoot, field(default=None)),
+            ("out", Annotated[Path | None, tyro.conf.arg(help="Folder of the run; by default "
+             "runs/DATA[-CLASS]-RECIPE-seedN.")], field(default=None)),
+        ],
+        bases=(config_type,),
+        frozen=True,
+        namespace={
+            "__doc__": "Train on normal images only. The same command again goes on where it was stopped.",
+            "config_type": config_type,
+        },
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -168,9 +184,9 @@ class Export:
     """File to write, such as model.onnx. Its metadata say what it is: size, threshold, recipe, seed, commit."""
 
 
-def train(command: Train) -> None:
+def train(command: Any) -> None:
     """Carry out `attnad train`."""
-    config = RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
+    config = command.config_type(**{f.name: getattr(command, f.name) for f in fields(command.config_type)})
     name = "-".join(filter(None, [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]))
     out = command.out or Path("runs") / name
     try:
@@ -220,6 +236,8 @@ def score(command: Score) -> None:
     run = load_run(command.run, device=command.device)
     batch = load_images(command.images, size=run.config.size)
     scores = run.score(batch.images)
+    if scores.maps is None:
+        raise SettingError(f"{command.run} judges whole images and draws no maps for a report; train it on patches")
     report = write_report(
         command.out,
         paths=batch.paths,
@@ -233,7 +251,7 @@ def score(command: Score) -> None:
             "Run": str(command.run),
             "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
             "Image score": run.config.image_score,
-            "Encoder": run.config.attention.encoder,
+            "Encoder": run.config.encoder,
             "Seed": str(run.config.seed),
             "Threshold": run.facts["threshold_from"],
         },
@@ -242,19 +260,17 @@ def score(command: Score) -> None:
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
 
 
-Command = Train | Evaluate | Score | Reproduce | Figure | Bench | Export
-
-
-def parse_arguments(arguments: Sequence[str]) -> Command:
+def parse_arguments(arguments: Sequence[str]) -> Any:
     """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
 
-    def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Command:
+    def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Any:
         try:
-            defaults = Train(**vars(recipe(recipe_, data)))
+            config = recipe(recipe_, data)
         except ValueError as error:
-            raise TrainingError(str(error)) from error
+            raise SettingError(str(error)) from error
+        train_type = train_command(type(config))
         commands = Union[  # noqa: UP007 (reads better than | over three lines)
-            Annotated[Train, tyro.conf.subcommand("train", default=defaults)],
+            Annotated[train_type, tyro.conf.subcommand("train", default=train_type(**vars(config)))],
             Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             Annotated[Score, tyro.conf.subcommand("score")],
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
@@ -262,13 +278,16 @@ def parse_arguments(arguments: Sequence[str]) -> Command:
             Annotated[Bench, tyro.conf.subcommand("bench")],
             Annotated[Export, tyro.conf.subcommand("export")],
         ]
-        config = (tyro.conf.OmitSubcommandPrefixes,)
-        return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=config)
+        settings = (tyro.conf.OmitSubcommandPrefixes,)
+        return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=settings)
 
     if arguments[:1] != ["train"]:
         return parse(arguments)
-    first = parse([argument for argument in arguments if argument not in ("-h", "--help")])
-    return parse(arguments, first.recipe, first.data)
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--recipe", default="quick")
+    name = names.parse_known_args(arguments)[0].recipe
+    first = parse([argument for argument in arguments if argument not in ("-h", "--help")], name)
+    return parse(arguments, name, first.data)
 
 
 def reproduce(command: Reproduce) -> None:
@@ -290,13 +309,11 @@ def figure(command: Figure) -> None:
     runs = [load_run(folder, device=command.device) for folder in command.runs]
     names = command.names or tuple(folder.resolve().name for folder in command.runs)
     if not len(runs) == len(set(names)) == len(names) > 0:
-        raise TrainingError(
-            f"{len(runs)} runs, called {', '.join(names)}; give one or more, and --names, no name twice"
-        )
+        raise SettingError(f"{len(runs)} runs, called {', '.join(names)}; give one or more, and --names, no name twice")
     config = runs[0].config
     for folder, run in zip(command.runs, runs, strict=True):
         if any(getattr(run.config, name) != getattr(config, name) for name in ("data", "normal_class", "size")):
-            raise TrainingError(f"{folder}: its data or size differ from those of {command.runs[0]}; draw it by itself")
+            raise SettingError(f"{folder}: its data or size differ from those of {command.runs[0]}; draw it by itself")
     test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=command.data_root)
     try:
         drawn = [i for i, known in enumerate(test.has_mask.tolist()) if known or not test.has_mask.any()]
@@ -306,19 +323,19 @@ def figure(command: Figure) -> None:
             scores, label = run.score(rows["image"]), f"\n{textwrap.fill(name, 18)}" if len(runs) > 1 else ""
             if command.reconstruction:
                 rows[f"reconstruction{label}"] = scores.x_re
-            rows[f"attention{label}"] = 1 - scores.maps
+            rows[f"attention{label}"] = 1 - scores.maps.clamp(0, 1)
         if len(runs) == 1:
             rows["overlay"] = overlay(rows["image"], rows["attention"])
         if test.has_mask.any():
             rows["ground truth"] = test.masks[chosen]
-        encoders = {run.config.attention.encoder for run in runs}
+        encoders = {run.config.encoder for run in runs}
         shared = next(iter(encoders)) if len(encoders) == 1 else None
         title = filter(None, [config.data, config.normal_class, shared, f"{config.size} px"])
         picture = gallery(rows, [test.kinds[i].replace("/", "\n") for i in chosen], title=", ".join(title))
         content = io.BytesIO()
         picture.savefig(content, format=command.out.suffix.lstrip(".") or "png")
     except ValueError as error:
-        raise TrainingError(f"no figure: {error}") from error
+        raise SettingError(f"no figure: {error}") from error
     command.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(command.out, content.getvalue())
     print(f"{len(chosen)} images: {command.out}")
@@ -332,9 +349,7 @@ def bench(command: Bench) -> None:
     images = load_train("textures", size=command.size).images[: max(0, command.images)]
     batch = max(config.attention.batch, config.adgan.batch)
     if len(images) < batch or command.epochs < 1:
-        raise TrainingError(
-            f"--images {command.images}, --epochs {command.epochs}: give {batch} or more, and 1 or more"
-        )
+        raise SettingError(f"--images {command.images}, --epochs {command.epochs}: give {batch} or more, and 1 or more")
     device = pick_device(command.device)
     result = run_bench(config, images, device=device, epochs=command.epochs, workers=command.workers)
     if command.json is not None:
@@ -352,7 +367,7 @@ def export(command: Export) -> None:
 
 
 CARRY_OUT = {
-    Train: train, Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
+    Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
     Export: export,
 }  # fmt: skip
 
@@ -361,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
     try:
         command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
-        CARRY_OUT[type(command)](command)
+        CARRY_OUT.get(type(command), train)(command)
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
@@ -369,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else error
         print(f"attnad: {what}; mend that and run the same command again, what was saved is kept", file=sys.stderr)
         return 1
-    except (DataError, WeightsError, TrainingError, CheckpointError) as error:
+    except AttnadError as error:
         print(f"attnad: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -123,6 +125,16 @@ class RunConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     adgan: ADGANConfig = field(default_factory=ADGANConfig)
 
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder, for tables."""
+        return self.attention.encoder
+
+    @property
+    def epochs(self) -> str:
+        """Epochs of both stages, for tables."""
+        return f"{self.attention.epochs}+{self.adgan.epochs}"
+
 
 def recipe(name: str, data: str) -> RunConfig:
     """Give the configuration of a recipe for a data set.
@@ -221,6 +233,22 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
             raise ValueError(f"{cls.__name__}.{name} cannot be {value!r}; it takes {wanted}")
         built[name] = value
     return cls(**built)
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    """Say in words which values of two configurations, as plain dictionaries of the same keys, differ."""
+    found = []
+    for key, value in there.items():
+        if isinstance(value, dict):
+            found += differences(value, here[key], f"{prefix}{key}.")
+        elif value != here[key]:
+            found.append(f"{prefix}{key} is {value!r} there, {here[key]!r} here")
+    return found
+
+
+def short_hash(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _fits(value: Any, hint: Any) -> bool:

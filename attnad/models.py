@@ -21,13 +21,10 @@ from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
 from attnad.config import PRETRAINED, AttentionConfig
+from attnad.errors import WeightsError
 from attnad.losses import masked_features
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
-class WeightsError(RuntimeError):
-    """Pretrained weights were asked for and cannot be had."""
 
 
 class ResNet18(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,22 +12,41 @@ from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
 from attnad.train import autocast, to_float
 
 
-class Scores(NamedTuple):
-    """Scores of n images of side s, float on the CPU; higher = more anomalous."""
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n images of side s by any detector, float on the CPU; higher = more anomalous.
 
-    maps: Tensor  # [n, s, s] in [0, 1]: 1 - A_gen (section 4)
-    adgan: Tensor  # [n]: minus D2's logit (section 4)
-    attention: Tensor  # [n] in [0, 1]: mean of the map
-    reconstruction: Tensor  # [n] >= 0: mean squared error of x_re (table 5)
-    discriminator: Tensor  # [n]: minus D1's logit of (x, A_gen) (table 5)
-    x_re: Tensor  # [n, 3, s, s] in [0, 1]
+    image: scores of whole images by name, each [n]. maps: [n, s, s], the map that segments, where the detector draws
+    one. parts: further maps [n, s, s] by name, of which `maps` is made. x_re: reconstructions [n, 3, s, s] in [0, 1],
+    where there are any.
+    """
+
+    image: dict[str, Tensor]
+    maps: Tensor | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    x_re: Tensor | None = None
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that is there, with its name."""
+        yield from (self.image | {f"{name} map": values for name, values in self.parts.items()}).items()
+        for name in ("maps", "x_re"):
+            if (values := getattr(self, name)) is not None:
+                yield name, values
+
+
+# minus D2's logit (section 4); mean of the map, in [0, 1]; mean squared error of x_re and minus D1's logit of
+# (x, A_gen), both of table 5
+PAPER_SCORES = ("adgan", "attention", "reconstruction", "discriminator")
 
 
 @torch.no_grad()
 def score(
     network: AttentionNetwork, discriminator: Discriminator, adgan: ADGAN, images: Tensor, *, batch: int = 64
 ) -> Scores:
-    """Score uint8 images [n, 3, s, s] with trained networks in evaluation mode, on the networks' device."""
+    """Score uint8 images [n, 3, s, s] with the paper's networks in evaluation mode, on the networks' device.
+
+    The scores are those of PAPER_SCORES; the map is 1 - A_gen, in [0, 1] (section 4).
+    """
     device = next(network.parameters()).device
     parts = []
     for part in images.split(batch):
@@ -36,5 +56,6 @@ def score(
             a_gen, x_re = out.a_gen.float(), out.x_re.float()
             d1, d2 = discriminator(pair(x, a_gen)).float(), adgan.discriminator(adgan.masked(x, a_gen)).float()
         maps = 1 - a_gen[:, 0]
-        parts.append((maps, -d2, maps.mean((1, 2)), (x - x_re).square().mean((1, 2, 3)), -d1, x_re))
-    return Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+        parts.append((-d2, maps.mean((1, 2)), (x - x_re).square().mean((1, 2, 3)), -d1, maps, x_re))
+    *image, maps, x_re = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return Scores(dict(zip(PAPER_SCORES, image, strict=True)), maps, x_re=x_re)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from attnad.checkpoint import (
-    CheckpointError,
     load_module,
     load_optimizer,
     load_tensors,
@@ -22,12 +21,9 @@ from attnad.checkpoint import (
     save_tensors,
     write_atomically,
 )
+from attnad.errors import CheckpointError, TrainingError
 
 SAVE_SECONDS = 20.0  # training state is saved at the first end of an epoch this long after the last
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what is kept."""
 
 
 def fingerprint(images: Tensor) -> str:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from attnad.augmentations import synthesize
 from attnad.config import ADGANConfig, AttentionConfig, RunConfig
+from attnad.errors import TrainingError
 from attnad.losses import (
     adversarial_loss,
     anomaly_adversarial_loss,
@@ -28,7 +29,7 @@ from attnad.losses import (
     total_loss,
 )
 from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
-from attnad.state import SAVE_SECONDS, Log, State, TrainingError
+from attnad.state import SAVE_SECONDS, Log, State
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnad import bench, cli
+from attnad import cli
 from attnad.augmentations import boxes_to_map
 from attnad.config import AugmentConfig, RunConfig, recipe
 from attnad.data import load_train
 from attnad.models import AttentionNetwork
+from attnad.study import bench
 from attnad.train import ATTENTION_TERMS, train_adgan
 
 

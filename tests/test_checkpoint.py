@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attnad.checkpoint import (
-    CheckpointError,
     load_json,
     load_module,
     load_optimizer,
@@ -29,6 +28,7 @@ from attnad.checkpoint import (
     write_atomically,
 )
 from attnad.config import AttentionConfig, RunConfig, from_dict, recipe, to_dict
+from attnad.errors import CheckpointError
 from attnad.models import AttentionNetwork, Discriminator
 
 

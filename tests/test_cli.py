@@ -20,9 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad import textures
-from attnad.cli import Train, main, parse_arguments
+from attnad.cli import main, parse_arguments
 from attnad.config import RunConfig, recipe
+from attnad.data import textures
 from attnad.metrics import METRICS
 
 ATTNAD = Path(sys.executable).with_name("attnad")
@@ -112,7 +112,7 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
             assert field.name.replace("_", "-") in explained
     assert {"device", "data-root", "out"} <= explained.keys()
     assert "ATTNAD_DATA" in explained["data-root"]
-    assert all(word in text for word in ("textures", "cifar10", "{quick,paper}", "efficientnet-lite0"))
+    assert all(word in text for word in ("textures", "cifar10", "{quick,paper,neighbours}", "efficientnet-lite0"))
 
 
 def test_help_of_the_other_commands(capsys, monkeypatch):
@@ -139,7 +139,7 @@ def test_help_of_the_other_commands(capsys, monkeypatch):
 )
 def test_recipe_and_data_decide_the_other_defaults_in_any_order(arguments, name, data):
     command = parse_arguments(["train", *arguments.split()])
-    assert isinstance(command, Train)
+    assert command.config_type is RunConfig
     expected = recipe(name, data)
     assert (command.recipe, command.data) == (name, data)
     assert (command.size, command.attention, command.adgan) == (expected.size, expected.attention, expected.adgan)
@@ -238,7 +238,7 @@ def test_another_encoder(tiles, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--recipe quik", "there is no recipe 'quik'; use quick or paper"),
+        ("--recipe quik", "there is no recipe 'quik'; use quick, paper or neighbours"),
         ("textures --normal-class bricks", r"has no class 'bricks' .*; choose normal_class among brick, grass, gravel"),
         ("textrues", r"'textrues': no data set has that name, .* Did you mean 'textures'"),
         ("no/such/folder", r"'no/such/folder': no data set has that name"),
@@ -308,7 +308,7 @@ def test_out_of_memory(tiles, capsys, monkeypatch, error):
     def too_large(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("attnad.run.train_attention", too_large)
+    monkeypatch.setattr("attnad.detectors.paper.train_attention", too_large)
     assert f"out of memory ({error}); try a smaller" in fails(capsys, "train", tiles, *TINY)
 
 
@@ -316,7 +316,7 @@ def test_a_mistake_of_the_program_is_not_passed_off_as_the_persons(tiles, monkey
     def wrong(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("attnad.run.train_attention", wrong)
+    monkeypatch.setattr("attnad.detectors.paper.train_attention", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         main(["train", str(tiles), *TINY])
 

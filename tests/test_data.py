@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attnad import data
-from attnad.data import CIFAR10_CLASSES, DataError, load_images, load_test, load_train
+from attnad.data import load_images, load_test, load_train
+from attnad.data.cifar10 import CIFAR10_CLASSES
+from attnad.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -360,7 +362,7 @@ def test_no_permission_from_the_system(mvtec, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.Image, "open", forbid)
+        patch.setattr(Image, "open", forbid)
         with refused("000.png", "permission"):
             load_train(str(mvtec), size=32)
     monkeypatch.setattr(Path, "iterdir", forbid)

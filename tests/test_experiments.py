@@ -19,40 +19,36 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad import run, textures, train
-from attnad.baseline import BaselineConfig
+from attnad import train
 from attnad.cli import main
 from attnad.config import RunConfig, check, recipe
-from attnad.data import CIFAR10_CLASSES, DataError, load_test
-from attnad.experiments import (
+from attnad.data import load_test, textures
+from attnad.data.cifar10 import CIFAR10_CLASSES
+from attnad.detectors import paper
+from attnad.detectors.neighbours import NeighboursConfig
+from attnad.errors import DataError, TrainingError
+from attnad.metrics import auroc
+from attnad.run import load_run
+from attnad.study.engines import reproduce
+from attnad.study.results import COLUMNS, KEY, read_results, rows, write_results
+from attnad.study.summary import NOT_RUN, Summary, summary
+from attnad.study.tables import (
     BASELINE,
     CLASSES,
-    COLUMNS,
     DEFECT_STUDY,
-    KEY,
     MVTEC_CATEGORIES,
-    NOT_RUN,
     PAPER_METRICS,
     TABLES,
     TEXTURE_STUDY,
     Job,
-    Summary,
     folder_name,
     jobs,
     override,
-    read_results,
-    reproduce,
-    rows,
-    summary,
-    write_results,
 )
-from attnad.metrics import auroc
-from attnad.run import load_run
-from attnad.state import TrainingError
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["attnad.experiments"])
+processes.set_forkserver_preload(["attnad.study.engines"])
 
 PAPER = Path(__file__).parents[1] / "book" / "results" / "paper.csv"
 SEEDS = (0, 1, 2)
@@ -94,7 +90,7 @@ def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):
         assert job.table == table
         data = {CIFAR10_CLASSES: "cifar10", MVTEC_CATEGORIES: job.name}.get(names, "textures")
         assert (job.config.data, job.config.normal_class) == (data, None if data == job.name else job.name)
-        assert isinstance(job.config, BaselineConfig) == (BASELINE in job.variant.rows)
+        assert isinstance(job.config, NeighboursConfig) == (BASELINE in job.variant.rows)
 
 
 def test_every_planned_configuration_is_one_that_training_takes():
@@ -226,8 +222,8 @@ def study(folder: Path, **arguments: Any) -> Summary:
 def counted(
     patch: pytest.MonkeyPatch, name: str, *, fail_at: int = 0, error: type[BaseException] = RuntimeError
 ) -> list:
-    """Note each call of a function of `attnad.run`; raise at the call number `fail_at` instead."""
-    calls, real = [], getattr(run, name)
+    """Note each call of a function of `attnad.detectors.paper`; raise at the call number `fail_at` instead."""
+    calls, real = [], getattr(paper, name)
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs)
@@ -235,7 +231,7 @@ def counted(
             raise error("on purpose")
         return real(*args, **kwargs)
 
-    patch.setattr(run, name, spy)
+    patch.setattr(paper, name, spy)
     return calls
 
 
@@ -293,10 +289,10 @@ def test_rows_say_what_the_trained_run_scores(first):
             trained, test = load_run(run_folder(first, method), device="cpu"), load_test("textures", size=32)
         scores, labels, kinds = trained.score(test.images), test.labels.numpy(), np.array(test.kinds)
         defects = np.array([not kind.startswith("other/") for kind in kinds])
-        assert found[method, "image_auroc"] == pytest.approx(auroc(labels, scores.adgan.numpy()), abs=1e-6)
-        defect = auroc(labels[defects], scores.adgan.numpy()[defects])
+        assert found[method, "image_auroc"] == pytest.approx(auroc(labels, scores.image["adgan"].numpy()), abs=1e-6)
+        defect = auroc(labels[defects], scores.image["adgan"].numpy()[defects])
         assert found[method, "image_auroc_defect"] == pytest.approx(defect, abs=1e-6)
-        attention = auroc(labels, scores.attention.numpy())
+        attention = auroc(labels, scores.image["attention"].numpy())
         assert found[method, "image_auroc_by_attention"] == pytest.approx(attention, abs=1e-6)
 
 
@@ -310,8 +306,8 @@ def test_runs_that_differ_in_stage_2_train_stage_1_once(first):
 def test_a_second_time_trains_nothing(first, capsys):
     before, text = times(first / "runs"), (first / "results" / "results.csv").read_text()
     with short_study(RECIPE, PRINTED, NO_GAME) as patch:
-        for name in ("train_attention", "train_adgan", "load_train"):
-            patch.delattr(run, name)
+        for name in ("detectors.paper.train_attention", "detectors.paper.train_adgan", "run.load_train"):
+            patch.delattr(f"attnad.{name}")
         found = study(first)
     assert times(first / "runs") == before
     assert (first / "results" / "results.csv").read_text() == text
@@ -419,7 +415,7 @@ def table1(colours) -> dict[str, Any]:
     shown: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # there are fewer images than in CIFAR-10
-        train_adgan, synthesize = run.train_adgan, train.synthesize
+        train_adgan, synthesize = paper.train_adgan, train.synthesize
 
         def spy_adgan(config: RunConfig, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             shown.append({"images": images, "anomalies": kwargs["anomalies"], "made": []})
@@ -429,7 +425,7 @@ def table1(colours) -> dict[str, Any]:
             shown[-1]["made"].append((x, (found := synthesize(x, *args))[0]))
             return found
 
-        patch.setattr(run, "train_adgan", spy_adgan)
+        patch.setattr(paper, "train_adgan", spy_adgan)
         patch.setattr(train, "synthesize", spy_synthesize)
         folders = {"runs": colours / "runs", "results": colours / "results"}
         arguments = {"overrides": {"attention.width": 4, "adgan.epochs": 1}, "data_root": colours, "device": "cpu"}

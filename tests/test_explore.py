@@ -12,7 +12,7 @@ import traitlets
 from browsing import opened, write
 from PIL import Image
 
-from attnad.explore import AttentionExplorer
+from attnad.show.explore import AttentionExplorer
 
 NAMES = ["defect/scratch", "good", "<img src=x onerror=alert(1)>", "other/grass"]
 

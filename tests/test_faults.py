@@ -46,14 +46,17 @@ from test_run import write_images
 from torchvision.datasets import CIFAR10, utils
 from tqdm import tqdm
 
-from attnad import checkpoint, cli, data, experiments, textures
-from attnad.checkpoint import CheckpointError, load_json, load_tensors, save_json, save_tensors
+from attnad import checkpoint, cli, data
+from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors
 from attnad.cli import main
 from attnad.config import RunConfig, from_dict, recipe, to_dict
-from attnad.data import DataError, load_images, load_test, load_train
-from attnad.experiments import read_results
+from attnad.data import load_images, load_test, load_train, textures
+from attnad.data.cifar10 import BATCHES as BATCHES_FOLDER
+from attnad.errors import CheckpointError, DataError, TrainingError
 from attnad.run import load_run, train_run
-from attnad.state import TrainingError, read_log
+from attnad.state import read_log
+from attnad.study import engines, tables
+from attnad.study.results import read_results
 from attnad.train import train_attention
 
 ROOT = Path(__file__).parents[1]
@@ -94,10 +97,10 @@ def small_study() -> None:
     """The study on textures with two rows that share stage 1, on a few crops; no commit, which others may make now."""
     for name, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 2, "N_OTHER": 4}.items():
         setattr(textures, name, n)
-    study = [v for v in experiments.TABLES["textures"] if all(key.startswith("adgan.") for key in v.overrides)]
-    experiments.TABLES["textures"] = study[:2]
-    experiments.TABLES["table4"] = experiments.TABLES["table4"][:1]
-    experiments.current_commit = lambda: "none"
+    study = [v for v in tables.TABLES["textures"] if all(key.startswith("adgan.") for key in v.overrides)]
+    tables.TABLES["textures"] = study[:2]
+    tables.TABLES["table4"] = tables.TABLES["table4"][:1]
+    engines.current_commit = lambda: "none"
 
 
 def carry_out(
@@ -112,7 +115,7 @@ def carry_out(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     small_study()
     tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive a kill
-    cli.train_run = experiments.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
+    cli.train_run = engines.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
     if slow:
         checkpoint.open = slow_open
     if after:
@@ -395,14 +398,14 @@ def test_a_folder_that_cannot_be_made(bricks, tmp_path):
 
 
 def test_data_that_vanish_while_they_are_read(bricks, tmp_path, monkeypatch):
-    folder, listed = Path(shutil.copytree(bricks, tmp_path / "bottle")), data._files
+    folder, listed = Path(shutil.copytree(bricks, tmp_path / "bottle")), data.files_of
 
     def gone(path: Path) -> list[Path]:
         paths = listed(path)
         shutil.rmtree(folder)
         return paths
 
-    monkeypatch.setattr(data, "_files", gone)
+    monkeypatch.setattr(data, "files_of", gone)
     with pytest.raises(DataError, match=r"000\.png: is no longer there; restore it and run the same command again"):
         load_train(str(folder), size=32)
     with pytest.raises(DataError, match="there is no such folder here"):
@@ -630,7 +633,7 @@ def archives(folder: Path, n: int) -> set[bytes]:
         raise urllib.error.URLError("no network")
 
     utils._get_redirect_url = no_network
-    inside = f"{data._BATCHES}/"
+    inside = f"{BATCHES_FOLDER}/"
     good = [(inside + name, tarfile.REGTYPE, content) for name, content in files.items()]
     (folder / "outside").write_text("as it was")
 
@@ -649,8 +652,8 @@ def archives(folder: Path, n: int) -> set[bytes]:
         assert there <= allowed, there - allowed
         assert not any(path.is_symlink() for path in base.rglob("*"))
         assert (folder / "outside").read_text() == "as it was"
-        if (base / data._BATCHES).exists():  # all of them or none
-            assert {path.name for path in (base / data._BATCHES).iterdir()} == set(BATCHES)
+        if (base / BATCHES_FOLDER).exists():  # all of them or none
+            assert {path.name for path in (base / BATCHES_FOLDER).iterdir()} == set(BATCHES)
 
     read(tar(good))
     assert len(unpacked) == 1
@@ -662,7 +665,7 @@ def archives(folder: Path, n: int) -> set[bytes]:
 
     names = st.sampled_from(
         ["../outside", f"{folder}/outside", "../../outside", f"{inside}../../outside", "root", inside + BATCHES[0],
-         inside + BATCHES[5], data._BATCHES, "x", ".", "/", "//etc/passwd", inside + "../" + BATCHES[1], "é\udcff"]
+         inside + BATCHES[5], BATCHES_FOLDER, "x", ".", "/", "//etc/passwd", inside + "../" + BATCHES[1], "é\udcff"]
     )  # fmt: skip
     kinds = st.sampled_from(
         [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
@@ -954,8 +957,9 @@ def test_no_command_runs_a_planted_pickle(made, bricks, undisturbed, tmp_path, c
         (tmp_path / "results").mkdir(exist_ok=True)
         made(trap, path)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiments, "TABLES", dict(experiments.TABLES))
-            patch.setattr(experiments, "current_commit", lambda: "none")
+            for name_, variants in tables.TABLES.items():
+                patch.setitem(tables.TABLES, name_, variants)
+            patch.setattr(engines, "current_commit", lambda: "none")
             for each, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 2, "N_OTHER": 4}.items():
                 patch.setattr(textures, each, n)
             small_study()
@@ -998,7 +1002,7 @@ def test_the_same_seed_gives_the_same_bytes(bricks, undisturbed, tmp_path):
 def scores_with(threads: int, folder: Path, bricks: Path) -> dict[str, np.ndarray]:
     torch.set_num_threads(threads)
     scores = load_run(folder, device="cpu").score(load_test(str(bricks), size=32).images)
-    return {name: value.numpy() for name, value in scores._asdict().items()}
+    return {name: value.numpy() for name, value in scores.named()}
 
 
 def test_scores_hardly_depend_on_the_number_of_threads(bricks, undisturbed):
@@ -1015,10 +1019,10 @@ def test_scores_hardly_depend_on_the_precision(bricks, undisturbed, monkeypatch)
     exact = run.score(images)
     monkeypatch.setattr("attnad.score.autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
     mixed = run.score(images)
-    assert not torch.equal(mixed.adgan, exact.adgan), "bfloat16 was not used"
-    for name, values in exact._asdict().items():
+    assert not torch.equal(mixed.image["adgan"], exact.image["adgan"]), "bfloat16 was not used"
+    for name, values in exact.named():
         within = 0.05 if name in ("adgan", "discriminator") else 0.02
-        torch.testing.assert_close(getattr(mixed, name), values, rtol=0, atol=within, msg=name)
+        torch.testing.assert_close(dict(mixed.named())[name], values, rtol=0, atol=within, msg=name)
 
 
 def losses_with(threads: int, config: RunConfig) -> list[float]:

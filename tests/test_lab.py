@@ -34,8 +34,8 @@ from dataclasses import replace
 from pathlib import Path
 from attnad.config import recipe
 from attnad.data import load_test
-from attnad.explore import AttentionExplorer, PaintDefect
-from attnad.export import load_exported
+from attnad.show.explore import AttentionExplorer, PaintDefect
+from attnad.show.export import load_exported
 from attnad.run import train_run
 
 exported = load_exported(Path({str(MODEL)!r}))
@@ -44,7 +44,7 @@ chosen = [0, 1, 67, 90, 110]
 scores = exported.score(test.images[chosen])
 masks = [mask if there else None for mask, there in zip(test.masks[chosen], test.has_mask[chosen], strict=True)]
 explorer = AttentionExplorer(
-    test.images[chosen], scores.maps, masks, scores.adgan.tolist(), [test.kinds[i] for i in chosen], index=2)
+    test.images[chosen], scores.maps, masks, scores.image["adgan"].tolist(), [test.kinds[i] for i in chosen], index=2)
 explorer""",
     "from_file = PaintDefect(exported)\nfrom_file",
     """
@@ -53,9 +53,9 @@ config = replace(config, size=32, attention=replace(config.attention, epochs=2, 
 run = train_run(replace(config, adgan=replace(config.adgan, epochs=1)), Path("run"), progress=False)
 from_torch = PaintDefect(run)
 from_torch""",
-    "from attnad.explore import Synthesis\nsynthesis = Synthesis(test.images[:2])\nsynthesis",
+    "from attnad.show.explore import Synthesis\nsynthesis = Synthesis(test.images[:2])\nsynthesis",
     """
-from attnad.explore import ScoreThreshold
+from attnad.show.explore import ScoreThreshold
 groups = ["good" if kind == "good" else "anomalous" for kind in explorer._facts["names"]]
 histograms = ScoreThreshold(explorer._facts["scores"], groups, exported.facts["threshold"])
 histograms""",
@@ -273,7 +273,7 @@ def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     side = int((len(pixels) / 3) ** 0.5)
     painted = np.array(pixels).reshape(side, side, 3).transpose(2, 0, 1).tolist()
     said = python(lab, f"import torch; s = {name}._run.score(torch.tensor([{painted}], dtype=torch.uint8))\n"
-                       "print([s.adgan.item(), s.attention.item()])")  # fmt: skip
+                       "print([s.image['adgan'].item(), s.image['attention'].item()])")  # fmt: skip
     assert [float(text) for text in meters.all_text_contents()] == pytest.approx(json.loads(said), abs=6e-4)
 
     paint.locator("canvas[tabindex]").focus()  # which makes its cell the active one

@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from attnad.config import AttentionConfig
+from attnad.errors import WeightsError
 from attnad.losses import masked_features
 from attnad.models import (
     ADGAN,
@@ -20,7 +21,6 @@ from attnad.models import (
     Discriminator,
     EfficientNetLite0,
     ResNet18,
-    WeightsError,
     build_encoder,
     load_lite0_weights,
     pair,

@@ -14,8 +14,8 @@ from PIL import Image
 from test_explore import slide
 from test_export import random_run
 
-from attnad.explore import PaintDefect
-from attnad.export import load_exported
+from attnad.show.explore import PaintDefect
+from attnad.show.export import load_exported
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "book/web/textures.onnx"
@@ -95,7 +95,9 @@ def test_the_page_answers_as_python_does(browser, site):
         scratch(page)
         painted = torch.from_numpy(picture(page, 0).copy()).permute(2, 0, 1)[None].contiguous()
         expected = run.score(painted)
-        assert scores(page) == pytest.approx([expected.adgan.item(), expected.attention.item()], abs=1.1e-3)
+        assert scores(page) == pytest.approx(
+            [expected.image["adgan"].item(), expected.image["attention"].item()], abs=1.1e-3
+        )
         difference = picture(page, 2).astype(float) - 255 * expected.x_re[0].permute(1, 2, 0).numpy()
         assert np.abs(difference).max() < 1.1
 
@@ -211,7 +213,9 @@ def test_with_a_kernel_the_pytorch_model_answers(browser, tmp_path):
         scratch(page)
         assert "the kernel answered in" in page.locator(".answered").inner_text()
         expected = run.score(torch.from_numpy(picture(page, 0).copy()).permute(2, 0, 1)[None].contiguous())
-        assert scores(page) == pytest.approx([expected.adgan.item(), expected.attention.item()], abs=6e-4)
+        assert scores(page) == pytest.approx(
+            [expected.image["adgan"].item(), expected.image["attention"].item()], abs=6e-4
+        )
 
 
 def test_without_kernel_and_model_it_says_so(browser, tmp_path):

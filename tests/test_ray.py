@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnad.experiments import TABLES, jobs, read_results, reproduce, rows, run_locally
-from attnad.state import TrainingError
+from attnad.errors import TrainingError
+from attnad.study.engines import reproduce, run_locally
+from attnad.study.results import read_results, rows
+from attnad.study.tables import TABLES, jobs
 
 pytest.importorskip("ray", reason="the engine needs the extra ray: pip install 'attnad[ray]'")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad.report import heat_map, overlay, write_report
+from attnad.show.report import heat_map, overlay, write_report
 
 NASTY = [
     "plain.png",

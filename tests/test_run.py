@@ -19,14 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad import checkpoint, textures
-from attnad.checkpoint import CheckpointError, load_json, save_json
+from attnad import checkpoint
+from attnad.checkpoint import load_json, save_json
 from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, RunConfig, from_dict, to_dict
-from attnad.data import DataError, TestSet, load_test, load_train, split_normal
+from attnad.data import TestSet, load_test, load_train, split_normal, textures
+from attnad.errors import CheckpointError, DataError, TrainingError
 from attnad.metrics import METRICS, auroc, evaluate_scores
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.score import score
-from attnad.state import TrainingError
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")
@@ -128,17 +128,19 @@ def test_scores_are_what_the_networks_say(run, test_set):
     scores = run.score(images)
     x, n = images.float() / 255, len(images)
     with torch.no_grad():
-        out = run.network(x)
-        d1 = run.discriminator(torch.cat([x, out.a_gen], 1))
-        d2 = run.adgan.discriminator(run.adgan.masked(x, out.a_gen))
+        out = run.detector.network(x)
+        d1 = run.detector.discriminator(torch.cat([x, out.a_gen], 1))
+        d2 = run.detector.adgan.discriminator(run.detector.adgan.masked(x, out.a_gen))
     torch.testing.assert_close(scores.maps, 1 - out.a_gen[:, 0])
     torch.testing.assert_close(scores.x_re, out.x_re)
-    torch.testing.assert_close(scores.attention, (1 - out.a_gen).reshape(n, -1).mean(1))
-    torch.testing.assert_close(scores.reconstruction, ((x - out.x_re) ** 2).reshape(n, -1).mean(1))
-    torch.testing.assert_close(scores.discriminator, -d1)
-    torch.testing.assert_close(scores.adgan, -d2)
-    assert [tuple(value.shape) for value in scores] == [(n, 32, 32), (n,), (n,), (n,), (n,), (n, 3, 32, 32)]
-    assert all(value.dtype == torch.float32 and not value.requires_grad for value in scores)
+    torch.testing.assert_close(scores.image["attention"], (1 - out.a_gen).reshape(n, -1).mean(1))
+    torch.testing.assert_close(scores.image["reconstruction"], ((x - out.x_re) ** 2).reshape(n, -1).mean(1))
+    torch.testing.assert_close(scores.image["discriminator"], -d1)
+    torch.testing.assert_close(scores.image["adgan"], -d2)
+    shapes = {name: tuple(value.shape) for name, value in scores.named()}
+    image = dict.fromkeys(("adgan", "attention", "reconstruction", "discriminator"), (n,))
+    assert shapes == image | {"maps": (n, 32, 32), "x_re": (n, 3, 32, 32)}
+    assert all(value.dtype == torch.float32 and not value.requires_grad for _, value in scores.named())
     assert 0 <= scores.maps.min() < scores.maps.max() <= 1
 
 
@@ -146,16 +148,17 @@ def test_the_recipe_says_which_score_judges_an_image(run, test_set):
     scores = run[0].score(test_set.images)
     for name in ("adgan", "attention", "reconstruction", "discriminator"):
         judged = replace(run[0], config=replace(run[0].config, image_score=name)).image_scores(scores)
-        assert torch.equal(judged, getattr(scores, name))
+        assert torch.equal(judged, scores.image[name])
 
 
 def test_scores_do_not_depend_on_the_batch_nor_on_the_time(run, test_set):
-    networks = run[0].network, run[0].discriminator, run[0].adgan
+    trained = run[0].detector
+    networks = trained.network, trained.discriminator, trained.adgan
     once, twice = (score(*networks, test_set.images) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(once.named(), twice.named(), strict=True))
     for batch in (1, 7):
         parts = score(*networks, test_set.images, batch=batch)
-        for a, b in zip(once, parts, strict=True):
+        for (_, a), (_, b) in zip(once.named(), parts.named(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -171,7 +174,7 @@ def test_higher_scores_mean_more_anomalous(data, test_set, tmp_path):
     )  # fmt: skip
     scores = train(config, tmp_path).score(test_set.images)
     assert auroc(test_set.masks.numpy().ravel(), scores.maps.numpy().ravel()) > 0.85
-    assert auroc(test_set.labels.numpy(), scores.attention.numpy()) > 0.85
+    assert auroc(test_set.labels.numpy(), scores.image["attention"].numpy()) > 0.85
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------------------
@@ -212,8 +215,9 @@ def test_the_threshold_is_the_95th_percentile_of_held_out_normal_images(run, dat
 def test_a_loaded_run_scores_as_the_trained_one(run, test_set):
     trained, folder = run
     loaded = load_run(folder)
-    for a, b in zip(trained.score(test_set.images), loaded.score(test_set.images), strict=True):
-        assert torch.equal(a, b)
+    ours, theirs = dict(trained.score(test_set.images).named()), dict(loaded.score(test_set.images).named())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(values, theirs[name]) for name, values in ours.items())
     assert (loaded.config, loaded.facts) == (trained.config, trained.facts)
 
 
@@ -223,7 +227,8 @@ def test_a_finished_run_is_loaded_not_trained(run, folder, config, data, test_se
     monkeypatch.setattr("attnad.run.load_train", lambda *args, **kwargs: pytest.fail("training data was read"))
     again = train(config, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-    assert torch.equal(again.score(test_set.images).adgan, run[0].score(test_set.images).adgan)
+    ours, theirs = (each.score(test_set.images).image["adgan"] for each in (again, run[0]))
+    assert torch.equal(ours, theirs)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(folder, config):
@@ -248,7 +253,7 @@ def test_a_folder_in_which_nothing_was_trained_yet_takes_another_configuration(s
 
 def test_files_of_something_else_are_not_written_over(short, tmp_path):
     (tmp_path / "config.json").write_text('{"editor": "dark"}')
-    with pytest.raises(CheckpointError, match=r"config\.json: RunConfig does not match"):
+    with pytest.raises(CheckpointError, match=r"config\.json: there is no recipe None"):
         train(short, tmp_path)
     assert (tmp_path / "config.json").read_text() == '{"editor": "dark"}'
 
@@ -459,7 +464,7 @@ def test_evaluation_gives_every_metric(run, test_set):
     result = evaluate_run(run, test_set)
     scores = run.score(test_set.images)
     expected = evaluate_scores(
-        test_set.labels.numpy(), scores.adgan.numpy(), threshold=run.facts["threshold"],
+        test_set.labels.numpy(), scores.image["adgan"].numpy(), threshold=run.facts["threshold"],
         masks=test_set.masks.numpy(), maps=scores.maps.numpy(),
     )  # fmt: skip
     assert {name: result[name] for name in METRICS} == {name: expected[name] for name in METRICS}
@@ -468,14 +473,16 @@ def test_evaluation_gives_every_metric(run, test_set):
     assert result["image_score"] == "adgan"
     assert result["image_auroc_by_score"].keys() == {"adgan", "attention", "reconstruction", "discriminator"}
     assert result["image_auroc_by_score"]["adgan"] == result["image_auroc"]
-    assert result["image_auroc_by_score"]["attention"] == auroc(test_set.labels.numpy(), scores.attention.numpy())
+    assert result["image_auroc_by_score"]["attention"] == auroc(
+        test_set.labels.numpy(), scores.image["attention"].numpy()
+    )
     json.loads(json.dumps(result, allow_nan=False))
 
     assert list(result["by_kind"]) == ["dot", "spot"]
     spot = torch.tensor([kind in ("good", "spot") for kind in test_set.kinds])
     row = result["by_kind"]["spot"]
     assert row["n"] == 5
-    assert row["image_auroc"] == auroc(test_set.labels[spot].numpy(), scores.adgan[spot].numpy())
+    assert row["image_auroc"] == auroc(test_set.labels[spot].numpy(), scores.image["adgan"][spot].numpy())
     pixels = test_set.masks[spot].numpy().ravel(), scores.maps[spot].numpy().ravel()
     assert row["pixel_auroc"] == pytest.approx(auroc(*pixels))
 

@@ -22,8 +22,8 @@ from attnad.augmentations import (
     rotate,
 )
 from attnad.config import AugmentConfig
-from attnad.explore import Synthesis
-from attnad.explore.front import coloured
+from attnad.show.explore import Synthesis
+from attnad.show.explore.front import coloured
 
 SIDE = 32
 PARAMETERS = (

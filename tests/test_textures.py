@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from attnad import textures
-from attnad.textures import CROP, DEFECTS, N_DEFECT, N_GOOD, N_OTHER, N_TRAIN, PARTS, TEXTURES
+from attnad.data import textures
+from attnad.data.textures import CROP, DEFECTS, N_DEFECT, N_GOOD, N_OTHER, N_TRAIN, PARTS, TEXTURES
 
 N_TEST = N_GOOD + N_DEFECT * len(DEFECTS) + N_OTHER
 

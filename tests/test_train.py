@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnad.checkpoint import CheckpointError, load_tensors, save_tensors
+from attnad.checkpoint import load_tensors, save_tensors
 from attnad.config import ADGANConfig, AttentionConfig, RunConfig
 from attnad.data import load_train
+from attnad.errors import CheckpointError
 from attnad.models import AttentionNetwork
 from attnad.train import (
     ADGAN_TERMS,

@@ -32,7 +32,7 @@ from IPython.utils.capture import capture_output
 from ipywidgets.embed import embed_minimal_html
 from test_explore import data
 from test_export import images, random_run
-from attnad.explore import AttentionExplorer, PaintDefect
+from attnad.show.explore import AttentionExplorer, PaintDefect
 
 assert ipywidgets.__version__ == "7.7.1"
 InteractiveShell.instance()
@@ -68,7 +68,7 @@ tell(paint, "custom", content={"kind": "hello"})
 pixels = images(1).permute(0, 2, 3, 1).contiguous().numpy()
 tell(paint, "custom", [memoryview(pixels.tobytes())], content={"kind": "image", "id": 1})
 assert answers[0][0] == {"kind": "kernel"}
-assert answers[1][0]["adgan"] == pytest.approx(run.score(images(1)).adgan.item(), abs=1e-5)
+assert answers[1][0]["adgan"] == pytest.approx(run.score(images(1)).image["adgan"].item(), abs=1e-5)
 
 page = '<!doctype html><html><head><meta charset="utf-8"><title>{title}</title></head>'
 page += '<body><script src="require.js"></script>{snippet}</body></html>'

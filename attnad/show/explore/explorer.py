@@ -8,7 +8,17 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-from attnad.explore.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
+from attnad.show.explore.front import (
+    COLORMAPS,
+    Widget,
+    coloured,
+    module,
+    pack_images,
+    pack_unit,
+    palettes,
+    strip,
+    style,
+)
 
 
 class AttentionExplorer(Widget):

@@ -3,9 +3,9 @@
 What a widget does is in the JavaScript beside this file; Python hands over the data and can read and set its state.
 """
 
-from attnad.explore.explorer import AttentionExplorer
-from attnad.explore.paint import PaintDefect
-from attnad.explore.synthesis import Synthesis
-from attnad.explore.threshold import ScoreThreshold
+from attnad.show.explore.explorer import AttentionExplorer
+from attnad.show.explore.paint import PaintDefect
+from attnad.show.explore.synthesis import Synthesis
+from attnad.show.explore.threshold import ScoreThreshold
 
 __all__ = ["AttentionExplorer", "PaintDefect", "ScoreThreshold", "Synthesis"]

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from attnad.checkpoint import CheckpointError, write_atomically
+from attnad.checkpoint import write_atomically
+from attnad.detectors.paper import Paper
+from attnad.errors import CheckpointError, PackageError, SettingError
 from attnad.run import Run
 from attnad.score import Scores
 from attnad.train import to_float
@@ -32,8 +34,8 @@ class _Graph(nn.Module):
 
     def __init__(self, run: Run):
         super().__init__()
-        self.network, self.adgan = run.network, run.adgan
-        layers = (_plain(n) if parametrize.is_parametrized(n) else n for n in run.adgan.discriminator.layers)
+        self.network, self.adgan = run.detector.network, run.detector.adgan
+        layers = (_plain(n) if parametrize.is_parametrized(n) else n for n in self.adgan.discriminator.layers)
         self.discriminator = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,14 +55,17 @@ def _plain(layer: nn.Conv2d) -> nn.Conv2d:
 def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     """Write a run as an ONNX file, atomically, with the facts about it in its metadata.
 
-    Raises CheckpointError where the packages that write ONNX are missing or a weight does not fit half precision.
+    Raises PackageError where the packages that write ONNX are missing, SettingError on another detector than the
+    paper's, CheckpointError where a weight does not fit half precision.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
-        raise CheckpointError("ONNX files need an extra: pip install 'attnad[explore]'") from error
+        raise PackageError("ONNX files need an extra: pip install 'attnad[explore]'") from error
 
+    if not isinstance(run.detector, Paper):
+        raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose one of quick or paper")
     graph = copy.deepcopy(_Graph(run)).cpu().eval()
     image = torch.zeros(1, 3, run.config.size, run.config.size)
     program = torch.onnx.export(
@@ -111,26 +116,26 @@ class ExportedRun:
     session: Any
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, whose `discriminator` is NaN here."""
+        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, without D1's here."""
         x = to_float(images).contiguous()
         answers = [self.session.run(OUTPUTS, {"image": one[None].numpy()}) for one in x]
         a_gen, x_re, adgan, attention = (
             torch.from_numpy(np.concatenate(column)) for column in zip(*answers, strict=True)
         )
         error = (x - x_re).square().mean((1, 2, 3))
-        return Scores(1 - a_gen[:, 0], adgan, attention, error, torch.full_like(adgan, torch.nan), x_re)
+        return Scores({"adgan": adgan, "attention": attention, "reconstruction": error}, 1 - a_gen[:, 0], x_re=x_re)
 
 
 def load_exported(path: Path) -> ExportedRun:
     """Load a run from an ONNX file, to run on the CPU.
 
-    Raises CheckpointError, naming the file, where it is missing, damaged or not one of `export_run`'s, or where
-    onnxruntime is not installed.
+    Raises CheckpointError, naming the file, where it is missing, damaged or not one of `export_run`'s, and
+    PackageError where onnxruntime is not installed.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise CheckpointError("ONNX files need an extra: pip install 'attnad[explore]'") from error
+        raise PackageError("ONNX files need an extra: pip install 'attnad[explore]'") from error
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,21 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from attnad import baseline, textures
-from attnad.baseline import (
-    BaselineConfig,
+from attnad.checkpoint import save_tensors
+from attnad.cli import main
+from attnad.data import load_test, load_train, split_normal, textures
+from attnad.detectors.neighbours import (
     FrozenFeatures,
-    evaluate_baseline,
+    NeighboursConfig,
     nearest_distance,
+    neighbour_distances,
     patch_features,
     patch_maps,
     pooled_features,
 )
-from attnad.data import load_test, load_train, split_normal
+from attnad.errors import CheckpointError, TrainingError
 from attnad.metrics import METRICS
+from attnad.run import evaluate_run, load_run, train_run
 from attnad.train import to_float
 
 N_TRAIN, N_TEST, SIZE = 20, 6, 64
@@ -141,55 +145,101 @@ def test_patch_maps_are_distances_to_the_stored(network, images):
     assert torch.equal(maps, patch_maps(network, images[4:], stored, batch=2)[0])
 
 
-def test_painted_squares_are_found(network, bricks):
-    config = BaselineConfig(data=str(bricks), size=SIZE, patches=500)
+def test_neighbour_distances_are_to_the_nearest_other():
+    stored = torch.rand(50, 7, generator=torch.Generator().manual_seed(0))
+    wanted, _ = NearestNeighbors(n_neighbors=1).fit(stored.numpy()).kneighbors()  # without arguments: not itself
+    np.testing.assert_allclose(neighbour_distances(stored), wanted[:, 0], rtol=1e-4)
+    assert torch.equal(neighbour_distances(stored[:1]), torch.zeros(1))
+
+
+def test_painted_squares_are_found(bricks, tmp_path):
+    config = NeighboursConfig(data=str(bricks), size=SIZE, patches=500)
     test = load_test(config.data, size=SIZE)
-    result = evaluate_baseline(config, test, device="cpu")
+    run = train_run(config, tmp_path / "run", device="cpu", progress=False)
+    result = evaluate_run(run, test)
     assert set(METRICS) <= result.keys()
     assert result["n"] == result["n_pixel_images"] == 2 * N_TEST
     assert result["pixel_auroc"] > 0.9
     assert result["image_auroc"] > 0.9
-    assert result["facts"].keys() >= {"threshold", "seconds", "device", "threads", "torch", "date"}
-    again = evaluate_baseline(config, test, device="cpu")
-    assert {name: again[name] for name in METRICS} == {name: result[name] for name in METRICS}
+    assert run.facts.keys() >= {"threshold", "seconds", "device", "threads", "torch", "date"}
+    assert (tmp_path / "run" / "neighbours.safetensors").exists()
+    scores = run.score(test.images)
+    distances, peaks = patch_maps(run.detector.network, test.images, run.detector.stored)
+    assert torch.equal(scores.image["patch"], peaks)
+    torch.testing.assert_close(scores.maps, distances / (distances + run.detector.reach))
+    assert 0 <= scores.maps.min() < 0.5 < scores.maps.max() < 1
+    again = evaluate_run(load_run(tmp_path / "run", device="cpu"), test)
+    assert again == result
+    other = evaluate_run(train_run(config, tmp_path / "other", device="cpu", progress=False), test)
+    assert other == result
 
 
-def test_without_masks_whole_images_are_judged_by_cosine_distance(network, tmp_path, monkeypatch):
+def test_whole_images_are_judged_by_cosine_distance(network, tmp_path):
     for part, n in (("train", N_TRAIN), ("test", N_TEST)):
         for name in ("brick", "gravel"):
             crops = textures.train_crops(name, SIZE) if part == "train" else textures.held_out_crops(name, SIZE)[0]
             write_images(tmp_path / part / name, crops[:n])
-    config = BaselineConfig(data=str(tmp_path), normal_class="brick", size=SIZE, seed=3)
-    test, given = load_test(config.data, size=SIZE, normal_class="brick"), {}
-
-    def spy(labels, scores, **arguments):
-        given.update(arguments, scores=scores)
-        return real(labels, scores, **arguments)
-
-    real = baseline.evaluate_scores
-    monkeypatch.setattr(baseline, "evaluate_scores", spy)
-    result = evaluate_baseline(config, test, device="cpu")
+    config = NeighboursConfig(data=str(tmp_path), normal_class="brick", size=SIZE, seed=3, image_score="whole")
+    test = load_test(config.data, size=SIZE, normal_class="brick")
+    run = train_run(config, tmp_path / "run", device="cpu", progress=False)
+    result = evaluate_run(run, test)
     assert result["image_auroc"] > 0.9
     assert result["pixel_auroc"] is None
     assert result["n_pixel_images"] == 0
 
     fit, held_out = split_normal(load_train(config.data, size=SIZE, normal_class="brick").images, seed=3)
     index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(pooled_features(network, fit).numpy())
-    np.testing.assert_allclose(
-        given["scores"], index.kneighbors(pooled_features(network, test.images).numpy())[0][:, 0], rtol=1e-3, atol=1e-5
-    )
+    wanted = index.kneighbors(pooled_features(network, test.images).numpy())[0][:, 0]
+    np.testing.assert_allclose(run.image_scores(run.score(test.images)), wanted, rtol=1e-3, atol=1e-5)
     distances = index.kneighbors(pooled_features(network, held_out).numpy())[0][:, 0]
-    assert given["threshold"] == pytest.approx(np.quantile(distances, 0.95), rel=1e-3)
-    assert given["threshold"] > 1e-3  # held-out images are not among the stored
-    assert result["facts"]["threshold"] == given["threshold"]
+    assert run.facts["threshold"] == pytest.approx(np.quantile(distances, 0.95), rel=1e-3)
+    assert run.facts["threshold"] > 1e-3  # held-out images are not among the stored
+    assert main(["score", str(tmp_path / "run"), str(tmp_path / "test"), "--out", str(tmp_path / "report")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("size", 40), ("size", 2048), ("seed", -1), ("patches", 0), ("patches", 10**8)]
+)
+def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
+    config = replace(NeighboursConfig(data="nowhere"), **{name: value})
+    with pytest.raises(TrainingError, match=f"{name} cannot be {value}; choose "):
+        train_run(config, tmp_path, device="cpu")
+
+
+def test_a_file_of_another_kind_is_refused(bricks, tmp_path):
+    config = NeighboursConfig(data=str(bricks), size=SIZE, patches=50)
+    train_run(config, tmp_path, device="cpu", progress=False)
+    save_tensors(tmp_path / "neighbours.safetensors", {"features": torch.zeros(5, 1280)})
+    with pytest.raises(CheckpointError, match=r"neighbours\.safetensors does not hold features of 152 channels"):
+        load_run(tmp_path, device="cpu")
+    (tmp_path / "neighbours.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"neighbours\.safetensors is missing"):
+        load_run(tmp_path, device="cpu")
+
+
+def test_the_command_line_trains_it_as_it_trains_the_others(bricks, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    words = ["--recipe", "neighbours", "--size", str(SIZE), "--patches", "300", "--device", "cpu", "--out", run]
+    assert main(["train", str(bricks), *words]) == 0
+    assert main(["evaluate", run, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "image AUROC by score (the recipe's own is patch)" in out
+    assert main(["score", run, str(bricks / "test"), "--out", str(tmp_path / "report"), "--device", "cpu"]) == 0
+    assert len((tmp_path / "report" / "scores.csv").read_text().splitlines()) == 1 + 2 * N_TEST
+    assert main(["export", run, str(tmp_path / "x.onnx")]) == 1
+    assert "runs of recipe neighbours cannot be exported" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", str(bricks), "--recipe", "neighbours", "--attention.epochs", "3"])
+    assert "Unrecognized options: --attention.epochs" in capsys.readouterr().err
 
 
 MVTEC = Path(os.environ.get("ATTNAD_DATA") or Path(__file__).parents[2] / "shared" / "data") / "mvtec_ad"
 
 
 @pytest.mark.skipif(not (MVTEC / "bottle" / "train").is_dir(), reason=f"MVTec AD's bottle is not in {MVTEC}")
-def test_bottle(network):
-    config = BaselineConfig(data=str(MVTEC / "bottle"), size=64, patches=2_000)
-    result = evaluate_baseline(config, load_test(config.data, size=64), device="cpu")
+def test_bottle(tmp_path):
+    config = NeighboursConfig(data=str(MVTEC / "bottle"), size=64, patches=2_000)
+    run = train_run(config, tmp_path, device="cpu", progress=False)
+    result = evaluate_run(run, load_test(config.data, size=64))
     assert result["image_auroc"] > 0.9
     assert result["pixel_auroc"] > 0.9

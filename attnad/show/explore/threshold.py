@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import traitlets
 
-from attnad.explore.front import Widget, module, style
+from attnad.show.explore.front import Widget, module, style
 
 COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")  # Okabe and Ito's, told apart by colour-blind eyes
 

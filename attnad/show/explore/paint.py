@@ -10,9 +10,19 @@ import traitlets
 from torch import Tensor
 
 from attnad.data import load_test
-from attnad.explore.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
-from attnad.export import ExportedRun
 from attnad.run import Run
+from attnad.show.explore.front import (
+    COLORMAPS,
+    Widget,
+    coloured,
+    module,
+    pack_images,
+    pack_unit,
+    palettes,
+    strip,
+    style,
+)
+from attnad.show.export import ExportedRun
 
 
 def _pixels(images: Tensor) -> bytes:
@@ -50,7 +60,7 @@ class PaintDefect(Widget):
         if images is None:
             test = load_test(facts["data"], size=size, normal_class=facts["normal_class"] or None)
             good = test.images[~test.labels]
-            passed = getattr(run.score(good), facts["image_score"]) <= facts["threshold"]
+            passed = run.score(good).image[facts["image_score"]] <= facts["threshold"]
             images = torch.cat([good[passed], good[~passed]])[:6]
         pack_images(images)  # complains about another type or shape
         if images.shape[2:] != (size, size):
@@ -62,7 +72,7 @@ class PaintDefect(Widget):
                 "size": size,
                 "threshold": facts["threshold"],
                 "judge": facts["image_score"],
-                "scores": [list(pair) for pair in zip(scores.adgan.tolist(), scores.attention.tolist(), strict=True)],
+                "scores": torch.stack([scores.image["adgan"], scores.image["attention"]], 1).tolist(),
                 "file": run.path.name if isinstance(run, ExportedRun) else "",
                 "sha256": run.sha256 if isinstance(run, ExportedRun) else "",
                 "colormaps": list(COLORMAPS),
@@ -90,7 +100,7 @@ class PaintDefect(Widget):
         try:
             pixels = np.frombuffer(buffers[0], np.uint8).reshape(1, size, size, 3)
             scores = self._run.score(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous())
-            answer = {"kind": "answer", "adgan": scores.adgan.item(), "attention": scores.attention.item()}
+            answer = {"kind": "answer", **{name: scores.image[name].item() for name in ("adgan", "attention")}}
             parts = [pack_unit(scores.maps, "maps").tobytes(), _pixels(scores.x_re)]
         except Exception as error:  # whatever it is, the reader should see it: a message of a kernel shows nowhere
             answer, parts = {"kind": "error", "text": f"{type(error).__name__}: {error}"}, []

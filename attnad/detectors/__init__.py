@@ -1,0 +1,32 @@
+"""Detectors, by the names of their recipes.
+
+A detector is a class with
+
+`config_type`                       its configuration: a frozen dataclass with `data`, `normal_class`, `recipe`, `size`,
+                                    `seed` and `image_score`, and the properties `encoder` and `epochs` for tables
+`recipe(name, data)`                the configuration of a recipe for a data set; ValueError on values that do not fit
+`check(config)`                     ValueError, naming the value, where a configuration makes no sense
+`fit(config, images, folder, ...)`  learn from normal images alone, uint8 [n, 3, s, s], leave in the folder what `load`
+                                    needs, and go on from what a stopped fit left there
+`load(config, folder, device=...)`  what `fit` gave; CheckpointError where a file is missing or damaged
+`score(images)`                     `attnad.score.Scores` of uint8 images [n, 3, s, s]
+
+and nothing else is asked of it: `attnad.run` owns the folder, the held-out images and the threshold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnad.detectors.neighbours import Neighbours
+from attnad.detectors.paper import Paper
+
+DETECTORS: dict[str, Any] = {"quick": Paper, "paper": Paper, "neighbours": Neighbours}
+
+
+def recipe(name: str, data: str) -> Any:
+    """Give the configuration of any detector's recipe for a data set. Raises ValueError on another name."""
+    if name not in DETECTORS:
+        *others, last = DETECTORS
+        raise ValueError(f"there is no recipe {name!r}; use {', '.join(others)} or {last}")
+    return DETECTORS[name].recipe(name, data)

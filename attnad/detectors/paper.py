@@ -1,0 +1,124 @@
+"""The paper's detector: the attention network G1 with its discriminator D1, then ADGAN on masked features.
+
+RUN/attention.safetensors          G1 and D1
+RUN/adgan.safetensors              F_img, G2 and D2
+RUN/*.state.safetensors            training state, to resume from; removed when the run is finished
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attnad.checkpoint import load_json, load_module, load_tensors, module_tensors, save_tensors
+from attnad.config import RunConfig, check, differences, from_dict, recipe, short_hash, to_dict
+from attnad.data import classes, load_train
+from attnad.errors import CheckpointError, TrainingError
+from attnad.models import ADGAN, AttentionNetwork, Discriminator
+from attnad.score import Scores, score
+from attnad.state import SAVE_SECONDS, fingerprint, read_log, write_log
+from attnad.train import train_adgan, train_attention
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The networks of both stages, in evaluation mode."""
+
+    network: AttentionNetwork
+    discriminator: Discriminator
+    adgan: ADGAN
+
+    config_type = RunConfig
+    recipe = staticmethod(recipe)
+    check = staticmethod(check)
+
+    @classmethod
+    def fit(
+        cls,
+        config: RunConfig,
+        images: Tensor,
+        folder: Path,
+        *,
+        device: torch.device,
+        data_root: Path | None = None,
+        stage1: Path | None = None,
+        save_seconds: float = SAVE_SECONDS,
+        progress: bool = True,
+    ) -> Paper:
+        """Train both stages, or go on where they stopped; `stage1` is a finished run whose stage 1 is taken over."""
+        arguments = {"device": device, "folder": folder, "save_seconds": save_seconds, "progress": progress}
+        if stage1 is None or (folder / "attention.state.safetensors").exists():
+            network, discriminator = train_attention(config, images, **arguments)
+        else:
+            network, discriminator = _take_over(stage1, folder, config, images, device)
+        anomalies = _real_anomalies(config, data_root) if config.adgan.real_anomalies else None
+        adgan = train_adgan(config, images, network, anomalies=anomalies, **arguments)
+        save_tensors(
+            folder / "attention.safetensors",
+            module_tensors("network", network) | module_tensors("discriminator", discriminator),
+        )
+        save_tensors(folder / "adgan.safetensors", module_tensors("adgan", adgan))
+        return cls(network, discriminator, adgan)
+
+    @classmethod
+    def load(cls, config: RunConfig, folder: Path, *, device: torch.device) -> Paper:
+        """Load the networks of a finished run; raises CheckpointError on weights of another architecture."""
+        network, discriminator = _load_attention(folder, config, device)
+        adgan = ADGAN(network.encoder, config.attention, config.size, pixels=config.adgan.pixels)
+        path = folder / "adgan.safetensors"
+        load_module("adgan", adgan, load_tensors(path), path)
+        return cls(network, discriminator, adgan.to(device, memory_format=torch.channels_last).eval())
+
+    def score(self, images: Tensor) -> Scores:
+        """Score uint8 images [n, 3, s, s]; see `attnad.score.score`."""
+        return score(self.network, self.discriminator, self.adgan, images)
+
+
+def stage1_hash(config: RunConfig) -> str:
+    """Eight hexadecimal digits that stand for all that decides stage 1: runs that share them can share it."""
+    return short_hash({k: v for k, v in to_dict(config).items() if k not in ("adgan", "image_score")})
+
+
+def _take_over(
+    stage1: Path, folder: Path, config: RunConfig, images: Tensor, device: torch.device
+) -> tuple[AttentionNetwork, Discriminator]:
+    """Load stage 1 from another run, and begin the log with that run's, as if it had been trained here."""
+    path = stage1 / "config.json"
+    try:
+        there = from_dict(RunConfig, load_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; restore it or train again") from error
+    same_stage2 = replace(there, adgan=config.adgan, image_score=config.image_score)
+    if found := differences(to_dict(same_stage2), to_dict(config)):
+        raise TrainingError(f"{stage1} has another stage 1 ({'; '.join(found)}); train it instead")
+    if load_json(stage1 / "run.json").get("images") not in (None, fingerprint(images)):  # None: of an earlier version
+        raise TrainingError(f"{stage1} was trained on other images than these; restore the data or move that run away")
+    if not (folder / "adgan.state.safetensors").exists():
+        write_log(folder / "log.csv", [line for line in read_log(stage1 / "log.csv") if line[0] == "attention"])
+    return _load_attention(stage1, config, device)
+
+
+def _load_attention(folder: Path, config: RunConfig, device: torch.device) -> tuple[AttentionNetwork, Discriminator]:
+    network = AttentionNetwork(config.attention, pretrained=False)
+    discriminator = Discriminator(4, config.size, config.attention.width)
+    path = folder / "attention.safetensors"
+    tensors = load_tensors(path)
+    load_module("network", network, tensors, path)
+    load_module("discriminator", discriminator, tensors, path)
+    network, discriminator = (m.to(device, memory_format=torch.channels_last) for m in (network, discriminator))
+    return network.eval(), discriminator.eval()
+
+
+def _real_anomalies(config: RunConfig, data_root: Path | None) -> Tensor:
+    """Draw training images of the other classes, for table 1's "semi": uint8 [real_anomalies, 3, s, s]."""
+    others = [name for name in classes(config.data, data_root) if name != config.normal_class]
+    if config.normal_class is None or not others:
+        raise TrainingError(f"{config.data}: real anomalies need a data set of several classes and a normal one")
+    load = partial(load_train, config.data, size=config.size, root=data_root)
+    images = torch.cat([load(normal_class=name).images for name in others])
+    generator = torch.Generator().manual_seed(config.seed)
+    return images[torch.randperm(len(images), generator=generator)[: config.adgan.real_anomalies]]

@@ -1,0 +1,31 @@
+"""The errors that a person can mend: each message names the file or value, what is wrong with it and what to do."""
+
+from __future__ import annotations
+
+
+class AttnadError(Exception):
+    """Something that a person can mend; the command line prints its message alone."""
+
+
+class DataError(AttnadError, ValueError):
+    """Data that cannot be used."""
+
+
+class SettingError(AttnadError, ValueError):
+    """Arguments or values that make no sense together."""
+
+
+class PackageError(AttnadError, RuntimeError):
+    """An optional package that is not installed."""
+
+
+class WeightsError(AttnadError, RuntimeError):
+    """Pretrained weights were asked for and cannot be had."""
+
+
+class TrainingError(AttnadError, RuntimeError):
+    """Training or scoring cannot go on; the message says why and what is kept."""
+
+
+class CheckpointError(AttnadError, RuntimeError):
+    """A file of a run that is missing, damaged or of another version."""

@@ -1,0 +1,1 @@
+"""What people look at: pictures, the report, exported models and the widgets."""

@@ -1,0 +1,1 @@
+"""Studies: the paper's tables run again, and the speed of training and scoring."""

@@ -1,0 +1,167 @@
+"""Carrying out a table's runs, one after the other here or all at once on a Ray cluster, into results.csv."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from attnad.checkpoint import load_json, save_json
+from attnad.config import RunConfig
+from attnad.data import TestSet, load_test
+from attnad.data.layouts import data_root as find_root
+from attnad.data.layouts import find_folder
+from attnad.errors import DataError, PackageError, TrainingError
+from attnad.run import evaluate_run, train_run
+from attnad.study.results import current_commit, rows, write_results
+from attnad.study.summary import Summary, summary
+from attnad.study.tables import CLASSES, MVTEC_CATEGORIES, Job, folder_name, jobs
+
+
+def measure(
+    config: Any,
+    runs: Path,
+    *,
+    data_root: Path | None = None,
+    device: str = "auto",
+    commit: str = "",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train and evaluate one run into its folder below `runs`, or read what it gave where that is done.
+
+    Returns what `evaluate_run` returns, with "facts", "dataset" and "commit"; raises what training and data raise.
+    """
+    folder = runs / folder_name(config)
+    path = folder / "metrics.json"
+    if path.exists():
+        return load_json(path)
+    stage1 = _same_stage1(config, runs) if isinstance(config, RunConfig) and config.attention.epochs else None
+    run = train_run(config, folder, stage1=stage1, device=device, data_root=data_root, progress=progress)
+    # Test images are read no earlier than the weights are final.
+    test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+    outcome = evaluate_run(run, test) | {"facts": run.facts}
+    outcome |= {
+        "n_good": int((~test.labels).sum()),
+        "dataset": _dataset(config.data, test, data_root),
+        "commit": commit,
+    }
+    save_json(path, outcome)
+    return outcome
+
+
+def _same_stage1(config: RunConfig, runs: Path) -> Path | None:
+    """A finished run with the same stage 1, as its folder's name says and training will check."""
+    found = sorted(runs.glob(f"{folder_name(config).rpartition('-')[0]}-*/run.json"))
+    return found[0].parent if found else None
+
+
+def _dataset(data: str, test: TestSet, data_root: Path | None) -> str:
+    """Name a data set as the paper does, and what was done to its files, if it was: JPEG coding, a smaller size."""
+    if data == "textures":
+        return data
+    if data == "cifar10":
+        return "CIFAR-10 (JPEG)" if test.names[0].endswith((".jpg", ".jpeg")) else "CIFAR-10"
+    if Path(data).name not in MVTEC_CATEGORIES:
+        return Path(data).name
+    with Image.open(find_folder(data, data_root) / test.names[0]) as image:
+        side = max(image.size)
+    return "MVTec AD" if side >= 700 else f"MVTec AD ({side} px)"  # the original's sides are 700 to 1,024 pixels
+
+
+def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
+    """Run jobs one after the other in this process."""
+    for job in planned:
+        try:
+            yield job, measure(job.config, **arguments)
+        except Exception as error:
+            if not isinstance(error, (ValueError, RuntimeError, OSError)):
+                traceback.print_exc()  # a mistake of the program rather than of its input
+            yield job, error
+
+
+def run_on_ray(
+    planned: Sequence[Job], *, jobs_per_gpu: int = 1, **arguments: Any
+) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
+    """Run jobs all at once on a Ray cluster: the one that RAY_ADDRESS or `ray start` names, else this machine alone.
+
+    Each takes one CPU and, where the cluster has GPUs, a share of one. A job whose worker dies is run again, up to
+    three times, and goes on from its last saved state where the machines share the folder of runs. Only this process
+    writes results. Raises PackageError where Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    try:
+        import ray
+    except ImportError as error:
+        raise PackageError("--engine ray needs an extra: pip install 'attnad[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
+    try:
+        gpus = 1 / jobs_per_gpu if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(measure)
+        waiting = {remote.remote(job.config, **arguments, progress=False): job for job in planned}
+        while waiting:
+            (ended,), _ = ray.wait(list(waiting))
+            job = waiting.pop(ended)
+            try:
+                yield job, ray.get(ended)
+            except Exception as error:  # Ray's own, or one that wraps the job's
+                yield job, getattr(error, "cause", None) or error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def reproduce(
+    table: str,
+    *,
+    classes: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    recipe_name: str = "quick",
+    overrides: dict[str, Any] | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
+    engine: str = "local",
+    jobs_per_gpu: int = 1,
+    runs: Path = Path("runs"),
+    results: Path = Path("book/results"),
+) -> Summary:
+    """Run what is missing of a table, write results.csv as each run ends, and return the table beside the paper's.
+
+    `classes` defaults to all of the table's; of MVTec AD, to the categories that are there. Raises TrainingError at
+    the end where runs failed, naming each; the others have run by then.
+    """
+    root = find_root(data_root)
+    if CLASSES[table] is MVTEC_CATEGORIES:
+        root = root / "mvtec_ad" if (root / "mvtec_ad").is_dir() else root
+        classes = classes or [name for name in MVTEC_CATEGORIES if (root / name / "train").is_dir()]
+        if not classes:
+            raise DataError(
+                f"{root}: holds no category of MVTec AD, such as bottle/train; name its folder: --data-root"
+            )
+    planned = jobs(table, classes=classes or CLASSES[table], seeds=seeds, recipe_name=recipe_name, overrides=overrides)
+    arguments = {"runs": runs.resolve(), "data_root": root.resolve(), "device": device, "commit": current_commit()}
+    if engine == "ray":
+        ended = run_on_ray(planned, jobs_per_gpu=jobs_per_gpu, **arguments)
+    else:
+        ended = run_locally(planned, **arguments)
+    failed = []
+    for i, (job, outcome) in enumerate(ended, 1):
+        label = f"[{i}/{len(planned)}] {job.name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"
+        if isinstance(outcome, Exception):
+            failed.append(f"{label}: {type(outcome).__name__}: {outcome}")
+            print(f"{failed[-1]}", file=sys.stderr)
+            continue
+        new = rows(job, outcome)
+        write_results(results / "results.csv", new)
+        print(f"{label}: " + ", ".join(f"{row['metric']} {float(row['value']):.3f}" for row in new), flush=True)
+    found = summary(table, results)
+    print(found.text())
+    if failed:
+        raise TrainingError(f"{len(failed)} of {len(planned)} runs failed:\n" + "\n".join(failed))
+    return found

@@ -1,0 +1,215 @@
+"""The paper's tables as lists of runs: what is trained, with which seeds, under which name.
+
+A run is a configuration, and its folder is named after it, so that a run that several tables need is trained once,
+a finished one is skipped and an interrupted one goes on. Nothing is chosen by its test results: all is fixed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attnad.config import RunConfig, short_hash
+from attnad.data.cifar10 import CIFAR10_CLASSES
+from attnad.detectors import recipe
+from attnad.detectors.paper import stage1_hash
+from attnad.metrics import METRICS
+
+MVTEC_CATEGORIES = (
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
+    "toothbrush", "transistor", "wood", "zipper",
+)  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """One kind of run in a table: what differs from the recipe, and the rows it gives, {method: {metric: key}}.
+
+    A key leads into what `attnad.run.evaluate_run` returns, dots into its inner tables. `recipe` is that of a detector
+    beside the paper's, where the variant is one.
+    """
+
+    overrides: dict[str, Any]
+    rows: dict[str, dict[str, str]]
+    recipe: str | None = None
+
+
+def _by_score(name: str) -> dict[str, str]:
+    return {"image_auroc": f"image_auroc_by_score.{name}"}
+
+
+_IMAGE = {name: name for name in METRICS if not name.startswith("pixel") and name != "aupro"}
+_ALL = {name: name for name in METRICS}
+_STUDY = {
+    "pixel_auroc": "pixel_auroc",
+    "image_auroc": "image_auroc",
+    "image_auroc_defect": "by_kind.defect.image_auroc",
+    "image_auroc_other": "by_kind.other.image_auroc",
+    "image_auroc_by_attention": "image_auroc_by_score.attention",
+}
+
+_ADGAN = {"adgan.synthetic_fakes": False, "image_score": "adgan"}  # section 3.3 as it is printed
+_FAKES = {"adgan.synthetic_fakes": True, "image_score": "adgan"}  # the other reading (D17)
+_NO_GAMES = {"attention.adv_weight": 0.0, "attention.adv_ano_weight": 0.0}
+_RECTANGLES = {"augment.whole_share": 0.0}
+_PRETRAINED = {"attention.encoder": "efficientnet-lite0"}
+_STAGE1 = {"adgan.epochs": 0, "adgan.synthetic_fakes": False, "image_score": "attention"}  # no stage 2 is needed
+BASELINE = "nearest neighbours (frozen features)"
+
+
+def _dcgan(*steps: str, **overrides: Any) -> Variant:
+    """A row of table 1: a GAN on images, and as fakes x'_ano made by these steps of hard augmentation (D25)."""
+    values = {
+        "attention.epochs": 0, "attention.encoder": "resnet18", "adgan.pixels": True, "image_score": "adgan",
+        "augment.whole_share": 1.0, "adgan.synthetic_fakes": bool(steps),
+    }  # fmt: skip
+    values |= {f"augment.{step}": step in steps for step in ("rotation", "permutation", "jitter")}
+    values |= overrides
+    return Variant(values, {})
+
+
+def _named(variants: dict[str, Variant], metrics: dict[str, str]) -> list[Variant]:
+    return [variant._replace(rows={name: metrics}) for name, variant in variants.items()]
+
+
+# What each deviation from the paper does, on the embedded textures: method -> what differs from the recipe.
+TEXTURE_STUDY: dict[str, dict[str, Any]] = {
+    "as the recipe says": {},
+    "unit weights (as printed)": {
+        "attention.adv_weight": 1.0, "attention.adv_ano_weight": 1.0, "attention.g_weight": 1.0,
+        "attention.att_weight": 1.0, "attention.kl_weight": 1.0,
+    },
+    "adversarial losses five times as heavy": {"attention.adv_weight": 0.05, "attention.adv_ano_weight": 0.05},
+    "no adversarial losses": _NO_GAMES,
+    "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
+    "rectangles only": _RECTANGLES,
+    "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
+    "ADGAN trains its features": {"adgan.train_features": True},
+    "ADGAN with a slow moving average (0.99)": {"adgan.ema": 0.99},
+    "ADGAN without moving average": {"adgan.ema": 0.0},
+}  # fmt: skip
+
+# What keeps the maps of recipe `quick` from real defects, on MVTec AD: stage 1 alone.
+DEFECT_STUDY: dict[str, dict[str, Any]] = {
+    "as the recipe says": {},
+    "pretrained encoder": _PRETRAINED,
+    "pretrained encoder, frozen": _PRETRAINED | {"attention.freeze_encoder": True},
+    "the same encoder with random weights": {"attention.encoder": "efficientnet-lite0-random"},
+    "pretrained encoder, no adversarial losses": _PRETRAINED | _NO_GAMES,
+    "no adversarial losses": _NO_GAMES,
+    "rectangles only": _RECTANGLES,
+    "pretrained encoder, rectangles only": _PRETRAINED | _RECTANGLES,
+    "40 epochs": {"attention.epochs": 40},
+    "pretrained encoder, 40 epochs": _PRETRAINED | {"attention.epochs": 40},
+    "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
+}
+
+TABLES: dict[str, list[Variant]] = {
+    "table1": _named(
+        {
+            "base": _dcgan(),
+            "rotate": _dcgan("rotation"),
+            "perm": _dcgan("permutation"),
+            "jitter": _dcgan("jitter"),
+            "rotate+perm": _dcgan("rotation", "permutation"),
+            "rotate+perm+jitter": _dcgan("rotation", "permutation", "jitter"),
+            "semi (128 real anomalies)": _dcgan(**{"adgan.real_anomalies": 128}),
+        },
+        _by_score("adgan"),
+    ),
+    "table2": [
+        Variant({}, {BASELINE: {"image_auroc": "image_auroc"}}, "neighbours"),
+        Variant(_ADGAN, {"ADGAN": _by_score("adgan")}),
+        Variant(_FAKES, {"ADGAN + synthetic fakes": _by_score("adgan")}),
+    ],
+    "table3": [
+        Variant({}, {BASELINE: _ALL}, "neighbours"),
+        Variant(_ADGAN, {"ADGAN": _ALL, "attention mean": _by_score("attention")}),
+        Variant(_FAKES, {"ADGAN + synthetic fakes": _IMAGE}),  # stage 1, and so every map, is the same
+    ],
+    "table4": [
+        Variant(_STAGE1 | {"attention.att_weight": 0.0}, {"L_adv^ano only": {"pixel_auroc": "pixel_auroc"}}),
+        Variant(_STAGE1 | {"attention.adv_ano_weight": 0.0}, {"L_att only": {"pixel_auroc": "pixel_auroc"}}),
+        Variant(_STAGE1, {"L_adv^ano + L_att": {"pixel_auroc": "pixel_auroc"}}),
+    ],
+    "table5": [
+        Variant(
+            _ADGAN,
+            {
+                "reconstruction loss (no ADGAN)": _by_score("reconstruction"),
+                "stage-1 discriminator (no ADGAN)": _by_score("discriminator"),
+                "attention mean": _by_score("attention"),
+                "ADGAN": _by_score("adgan"),
+            },
+        ),
+        Variant(_FAKES, {"ADGAN + synthetic fakes": _by_score("adgan")}),
+    ],
+    "textures": [Variant(overrides, {name: _STUDY}) for name, overrides in TEXTURE_STUDY.items()],
+    "defects": [
+        Variant(_STAGE1 | overrides, {name: {"pixel_auroc": "pixel_auroc", "aupro": "aupro", **_by_score("attention")}})
+        for name, overrides in DEFECT_STUDY.items()
+    ],
+}
+
+# The data set of each table; None where each class is a data set of its own.
+DATA = {
+    "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
+    "textures": "textures", "defects": None,
+}  # fmt: skip
+CLASSES = {
+    "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
+    "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
+}  # fmt: skip
+PAPER_METRICS = {
+    "image AUROC": "image_auroc",
+    "pixel AUROC": "pixel_auroc",
+    "classification accuracy": "balanced_accuracy",
+}
+
+
+class Job(NamedTuple):
+    """A run that a table needs, and the rows that it gives."""
+
+    table: str
+    name: str  # of the class or category
+    variant: Variant
+    config: Any  # of the detector
+
+
+def jobs(
+    table: str,
+    *,
+    classes: Sequence[str],
+    seeds: Sequence[int],
+    recipe_name: str = "quick",
+    overrides: dict[str, Any] | None = None,
+) -> list[Job]:
+    """List a table's runs, one for each seed, variant and class; `overrides` apply before those of the variants.
+
+    Other detectors than the recipe's, such as the baseline, keep their own values.
+    """
+    planned = []
+    for variant, seed, name in product(TABLES[table], seeds, classes):
+        data = DATA[table] or name
+        config = recipe(variant.recipe or recipe_name, data)
+        values = variant.overrides if variant.recipe else {**(overrides or {}), **variant.overrides}
+        config = replace(config, normal_class=None if data == name else name, seed=seed)
+        planned.append(Job(table, name, variant, override(config, values)))
+    return planned
+
+
+def override(config: Any, values: dict[str, Any]) -> Any:
+    """Replace values of a configuration, named with a dot inside a part: {"adgan.epochs": 3}. Raises TypeError."""
+    for name, value in values.items():
+        part, _, field = name.rpartition(".")
+        config = replace(config, **{part: replace(getattr(config, part), **{field: value})} if part else {field: value})
+    return config
+
+
+def folder_name(config: Any) -> str:
+    """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
+    hashes = [stage1_hash(config)] if isinstance(config, RunConfig) else []
+    name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
+    return "-".join(filter(None, [*name, *hashes, short_hash(asdict(config))]))
