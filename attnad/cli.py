@@ -47,10 +47,11 @@ def train_command(config_type: type) -> type:
     """The command line of `attnad train` for a detector: its configuration, and where and on what to train."""
     data = "textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and "
     data += "test/<class>, or simply images, all normal."
-    recipe_help = (
-        "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it says; "
+    recipe_help = "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it "
+    recipe_help += (
+        "says; strong, for photographs; gaussian, strong without its training; neighbours, nearest neighbours on "
     )
-    recipe_help += "neighbours, nearest neighbours on frozen features, which trains nothing."
+    recipe_help += "frozen features."
     names = f"{{{','.join(DETECTORS)}}}"  # `attnad.detectors.recipe` refuses others
     return make_dataclass(
         "Train",

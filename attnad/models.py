@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
@@ -45,12 +46,19 @@ class ResNet18(nn.Module):
         self.layer3 = _layer(2 * width, 4 * width, 2)
         self.layer4 = _layer(4 * width, 8 * width, 2)
         self.out_channels = 8 * width
+        self.channels = (width, 2 * width, 4 * width, 8 * width)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.pyramid(x)[-1]
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Features of strides 2, 4, 8 and 16: [n, w, s/2, s/2] to [n, 8w, s/16, s/16]."""
         if x.shape[1] == 3:  # an image, not a feature map
             x = (x - self.mean) / self.std
-        x = torch.relu(self.bn1(self.conv1(x)))  # [n, w, s/2, s/2]
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [n, 8w, s/16, s/16]
+        features = [self.layer1(torch.relu(self.bn1(self.conv1(x))))]
+        for layer in (self.layer2, self.layer3, self.layer4):
+            features.append(layer(features[-1]))
+        return features
 
 
 class _Shortcut(nn.Conv2d):
@@ -80,6 +88,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     out_channels = 112
+    channels = (16, 24, 40, 112)
 
     def __init__(self):
         super().__init__()
@@ -87,10 +96,14 @@ class EfficientNetLite0(nn.Module):
             import timm
         except ImportError as error:
             raise WeightsError("encoder efficientnet-lite0 needs an extra: pip install 'attnad[lite0]'") from error
-        self.body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(3,))
+        self.body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(0, 1, 2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body((x - 127 / 255) / (128 / 255))[0]  # the scaling that its weights were trained with
+        return self.pyramid(x)[-1]
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Features of strides 2, 4, 8 and 16: [n, 16, s/2, s/2], 24, 40 and 112 channels."""
+        return self.body((x - 127 / 255) / (128 / 255))  # the scaling that its weights were trained with
 
 
 def load_lite0_weights() -> dict[str, Tensor]:
@@ -212,6 +225,34 @@ class AttentionNetwork(nn.Module):
     def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """Shape of the latent of images [n, 3, s, s]."""
         return len(x), self.to_latent.out_channels // 2, x.shape[2] // 16, x.shape[3] // 16
+
+
+class SkipAttentionNetwork(nn.Module):
+    """An attention network with skip connections: images [n, 3, s, s] in [0, 1] to a map's logits [n, 1, s, s].
+
+    The encoder's features of strides 2 to 16 are added from coarse to fine to the enlarged sum and convolved (a feature
+    pyramid), so that the map keeps the detail which a latent of stride 16 has lost. sigmoid(logits) is A_gen, 1 =
+    normal. Source: Lin et al. 2017, "Feature pyramid networks for object detection"; D31.
+    """
+
+    def __init__(self, encoder: ResNet18 | EfficientNetLite0, width: int = 64):
+        super().__init__()
+        self.encoder = encoder
+        self.sides = nn.ModuleList(nn.Conv2d(c, width, 1) for c in encoder.channels)
+        self.merges = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in encoder.channels
+        )
+        self.head = nn.Conv2d(width, 1, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = None
+        for f, side, merge in reversed(list(zip(self.encoder.pyramid(x), self.sides, self.merges, strict=True))):
+            f = side(f)
+            if merged is not None:
+                f = f + interpolate(merged, size=f.shape[-2:], mode="bilinear")
+            merged = merge(f)  # [n, width, s/16, s/16], then s/8, s/4, s/2
+        return interpolate(self.head(merged), size=x.shape[-2:], mode="bilinear")
 
 
 class Discriminator(nn.Module):

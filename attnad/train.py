@@ -54,7 +54,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _seeded(seed: int):
+def seeded(seed: int):
     """Draw initial weights from `seed`, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds every GPU too
@@ -144,7 +144,7 @@ def train_attention(
     Source: section 3.2, eqs. (1) to (5).
     """
     stage, augment = config.attention, config.augment
-    with _seeded(config.seed):
+    with seeded(config.seed):
         network, discriminator = AttentionNetwork(stage), Discriminator(4, config.size, stage.width)
     network = network.to(device, memory_format=torch.channels_last).train()
     discriminator = discriminator.to(device, memory_format=torch.channels_last).train()
@@ -264,7 +264,7 @@ def train_adgan(
     """
     stage, augment = config.adgan, config.augment
     network.eval()
-    with _seeded(config.seed):
+    with seeded(config.seed):
         adgan = ADGAN(network.encoder, config.attention, config.size, pixels=stage.pixels)
     adgan = adgan.to(device, memory_format=torch.channels_last).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)

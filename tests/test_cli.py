@@ -112,7 +112,10 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
             assert field.name.replace("_", "-") in explained
     assert {"device", "data-root", "out"} <= explained.keys()
     assert "ATTNAD_DATA" in explained["data-root"]
-    assert all(word in text for word in ("textures", "cifar10", "{quick,paper,neighbours}", "efficientnet-lite0"))
+    assert all(
+        word in text
+        for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,neighbours}", "efficientnet-lite0")
+    )
 
 
 def test_help_of_the_other_commands(capsys, monkeypatch):
@@ -238,7 +241,7 @@ def test_another_encoder(tiles, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--recipe quik", "there is no recipe 'quik'; use quick, paper or neighbours"),
+        ("--recipe quik", "there is no recipe 'quik'; use quick, paper, strong, gaussian or neighbours"),
         ("textures --normal-class bricks", r"has no class 'bricks' .*; choose normal_class among brick, grass, gravel"),
         ("textrues", r"'textrues': no data set has that name, .* Did you mean 'textures'"),
         ("no/such/folder", r"'no/such/folder': no data set has that name"),

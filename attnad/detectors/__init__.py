@@ -20,8 +20,11 @@ from typing import Any
 
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
+from attnad.detectors.strong import Strong
 
-DETECTORS: dict[str, Any] = {"quick": Paper, "paper": Paper, "neighbours": Neighbours}
+DETECTORS: dict[str, Any] = {
+    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "neighbours": Neighbours,
+}  # fmt: skip
 
 
 def recipe(name: str, data: str) -> Any:

@@ -1,0 +1,227 @@
+"""Recipe `strong`: the paper's second stage on features that can carry it, and `gaussian`, the same without training.
+
+Every place of an image is judged by itself: features of a frozen encoder, at strides 4, 8 and 16, are whitened by one
+Gaussian a place, and a small discriminator a level tells normal ones from the same with noise (`attnad.places`).
+
+RUN/strong.safetensors             encoder, Gaussians and judges
+RUN/log.csv                        the mean distance of normal images by the Gaussians, and each judge's loss
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
+from attnad.config import AttentionConfig
+from attnad.models import build_encoder
+from attnad.places import Judge, PlaceFeatures, Places, fit_places, train_judge
+from attnad.score import Scores
+from attnad.state import SAVE_SECONDS, Log
+from attnad.train import seeded, to_float
+
+KEPT_NUMBERS = 200_000_000  # whitened features of normal images that a judge is taught with: 400 MB in half precision
+
+
+@dataclass(frozen=True)
+class StrongConfig:
+    """All that decides a `strong` or `gaussian` run's scores, beside the code and the machine."""
+
+    data: str = "textures"
+    """Name of the data set, or path of its folder."""
+    normal_class: str | None = None
+    """The class that is normal, where the data set has several."""
+    recipe: Literal["strong", "gaussian"] = "strong"
+    """Where the other values come from."""
+    size: int = 256
+    """Side of the square images, in pixels: a multiple of 32."""
+    seed: int = 0
+    """Seed of the split that holds out normal images, of kept channels, noise and judges."""
+    image_score: Literal["top", "peak"] = "top"
+    """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
+    encoder: Literal["efficientnet-lite0", "resnet18-imagenet"] = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights (D27)."""
+    least: int = 128
+    """Smaller images are enlarged to this side first, in pixels (D27)."""
+    apart: bool = True
+    """Judge the levels each by itself, or joined at stride 8 as PaDiM does (D27)."""
+    channels: int = 176
+    """Most channels that are kept of a level (D28)."""
+    shrink: float = 0.5
+    """How far each place's covariance is moved towards that of all places, from 0 to 1 (D28)."""
+    ridge: float = 0.002
+    """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
+    noise: float = 1.5
+    """Deviation of the noise that makes fakes of whitened features, in units of theirs (D29)."""
+    steps: int = 300
+    """Steps of training a judge; with 0 the map is the Mahalanobis distance (D29)."""
+    batch: int = 8192
+    """Places a step, and as many fakes (D29)."""
+    width: int = 64
+    """Units of a judge's hidden layer (D29)."""
+    learning_rate: float = 1e-3
+    """AdamW's, for the judges (D29)."""
+
+    @property
+    def epochs(self) -> str:
+        """Steps of a judge, for tables."""
+        return f"{self.steps} steps" if self.steps else "0"
+
+
+def strong_recipe(name: str, data: str) -> StrongConfig:
+    """Give the configuration of `strong` or `gaussian` for a data set: 256 pixels, textures 64, cifar10 32."""
+    size = {"cifar10": 32, "textures": 64}.get(data, 256)
+    return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
+    ("least", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
+    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+    ("channels", "from 1 to 1024", lambda v: 1 <= v <= 1024),
+    ("shrink", "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("ridge", "from 0.00001 to 1", lambda v: 1e-5 <= v <= 1),
+    ("noise", "from 0.5 to 4", lambda v: 0.5 <= v <= 4),
+    ("steps", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
+    ("batch", "from 2 to a million", lambda v: 2 <= v <= 1_000_000),
+    ("width", "from 1 to 4096", lambda v: 1 <= v <= 4096),
+    ("learning_rate", "above 0", lambda v: 0 < v < math.inf),
+)
+
+
+def check_strong(config: StrongConfig) -> None:
+    """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
+    for name, range_, fits in _RANGES:
+        if not fits(value := attrgetter(name)(config)):
+            raise ValueError(f"{name} cannot be {value}; choose {range_}")
+
+
+class _Levels(nn.Module):
+    """Images to one distance map a level, the whole model: features, Gaussians, judges."""
+
+    def __init__(self, config: StrongConfig, *, pretrained: bool):
+        super().__init__()
+        encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=pretrained)
+        self.features = PlaceFeatures(
+            encoder, least=config.least, apart=config.apart, channels=config.channels, seed=config.seed
+        )
+        side = max(config.size, config.least)
+        widths = self.features.widths
+        self.places = nn.ModuleList(Places(c, side // s) for c, s in zip(widths, self.features.strides, strict=True))
+        with seeded(config.seed):
+            self.judges = nn.ModuleList(Judge(c, config.noise, config.width) for c in widths)
+
+    def white(self, x: Tensor) -> list[Tensor]:
+        return [places(f) for places, f in zip(self.places, self.features(x), strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean distance over the levels, at the finest: images [n, 3, s, s] in [0, 1] to [n, 1, h, w] >= 0."""
+        maps = [judge.distance(white) for judge, white in zip(self.judges, self.white(x), strict=True)]
+        size = maps[0].shape[-2:]
+        return torch.stack([interpolate(m, size=size, mode="bilinear") for m in maps]).mean(0)
+
+
+@dataclass(frozen=True)
+class Strong:
+    """Features, Gaussians and judges, in evaluation mode."""
+
+    levels: _Levels
+
+    config_type = StrongConfig
+    recipe = staticmethod(strong_recipe)
+    check = staticmethod(check_strong)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        config: StrongConfig,
+        images: Tensor,
+        folder: Path,
+        *,
+        device: torch.device,
+        data_root: Path | None = None,
+        stage1: Path | None = None,
+        save_seconds: float = SAVE_SECONDS,
+        progress: bool = True,
+    ) -> Strong:
+        """Fit the Gaussians to normal images, uint8 [n, 3, s, s], then train a judge a level, into `folder`.
+
+        It takes seconds, so what was stopped begins again.
+        """
+        started = time.perf_counter()
+        levels = _Levels(config, pretrained=True).to(device, memory_format=torch.channels_last).eval()
+        generator = torch.Generator(device).manual_seed(config.seed)
+        log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
+        # The Gaussians need all images before any can be whitened: the encoder sees them twice, and nothing is kept.
+        batches = _batches(images, device, "Gaussians" if progress else None)
+        fitted = fit_places(map(levels.features, batches), shrink=config.shrink, ridge=config.ridge)
+        for places, gaussian in zip(levels.places, fitted, strict=True):
+            places.load_state_dict(gaussian.state_dict())
+        distance = torch.cat([levels(x).flatten() for x in _batches(images[:64], device)]).mean().item()
+        log.add(1, [distance], time.perf_counter() - started)
+
+        real: list[Tensor] = []
+        if config.steps:
+            real = _whitened(
+                levels, _batches(images, device, "whitening" if progress else None), len(images), generator
+            )
+        log = Log(folder / "log.csv", "judges", ("L_D before", "L_D"), 0)
+        for level, white in enumerate(tqdm(real, desc="judges", disable=not progress), 1):
+            started = time.perf_counter()
+            with torch.enable_grad():
+                losses = train_judge(
+                    levels.judges[level - 1], white, config.noise, steps=config.steps, batch=config.batch,
+                    learning_rate=config.learning_rate, generator=generator,
+                )  # fmt: skip
+            log.add(level, losses, time.perf_counter() - started)
+        save_tensors(folder / "strong.safetensors", module_tensors("levels", levels))
+        return cls(levels.eval())
+
+    @classmethod
+    def load(cls, config: StrongConfig, folder: Path, *, device: torch.device) -> Strong:
+        """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
+        levels, path = _Levels(config, pretrained=False), folder / "strong.safetensors"
+        load_module("levels", levels, load_tensors(path), path)
+        return cls(levels.to(device, memory_format=torch.channels_last).eval())
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Scores:
+        """Score uint8 images [n, 3, s, s]; a distance of 2, twice a normal image's, has 1/2 in the map."""
+        size, device = images.shape[-1], next(self.levels.parameters()).device
+        maps, top, peak = [], [], []
+        for x in _batches(images, device):
+            distance = self.levels(x)  # [b, 1, h, w]
+            highest = distance.flatten(1).topk(max(1, distance[0].numel() // 100), 1).values
+            top.append(highest.mean(1).cpu())
+            peak.append(highest[:, 0].cpu())
+            distance = interpolate(distance, size=(size, size), mode="bilinear")[:, 0]
+            maps.append((distance.square() / (distance.square() + 4)).cpu())
+        return Scores({"top": torch.cat(top), "peak": torch.cat(peak)}, torch.cat(maps))
+
+
+def _batches(images: Tensor, device: torch.device, name: str | None = None, batch: int = 16) -> Iterator[Tensor]:
+    """Float images of a device, a batch at a time, with a bar where there is a name for it."""
+    return (to_float(part.to(device)) for part in tqdm(images.split(batch), desc=name, disable=name is None))
+
+
+def _whitened(levels: _Levels, batches: Iterable[Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
+    """Whitened features of n images in half precision, a [m, c] for each level: all places, or as many as are kept."""
+    parts: list[list[Tensor]] = [[] for _ in levels.places]
+    for x in batches:
+        for part, white in zip(parts, levels.white(x), strict=True):
+            c, places = white.shape[1], white[0, 0].numel()
+            kept = min(places, max(1, KEPT_NUMBERS // (len(parts) * c * n)))
+            chosen = torch.randperm(places, generator=generator, device=white.device)[:kept]
+            part.append(white.flatten(2)[:, :, chosen].permute(0, 2, 1).reshape(-1, c).half())
+    return [torch.cat(part) for part in parts]
