@@ -122,6 +122,8 @@ class Reproduce:
     """Other epochs of stage 1 than the recipe's. The rows say how many."""
     adgan_epochs: int | None = None
     """Other epochs of stage 2 than the recipe's. The rows say how many."""
+    set: tuple[str, ...] = ()
+    """Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which."""
     engine: Literal["local", "ray"] = "local"
     """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
     jobs_per_gpu: int = 1
@@ -302,6 +304,14 @@ def reproduce(command: Reproduce) -> None:
     }
     given = {key: values.pop(name) for name, key in names.items()}
     overrides = {key: value for key, value in given.items() if value is not None}
+    for text in values.pop("set"):
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text}: give NAME=VALUE, such as attention.kl_weight=1.0")
+        try:
+            overrides[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            overrides[name.replace("-", "_")] = value  # a word
     reproduce_table(values.pop("table"), recipe_name=values.pop("recipe"), overrides=overrides, **values)
 
 

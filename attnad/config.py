@@ -177,7 +177,9 @@ def recipe(name: str, data: str) -> RunConfig:
     size = {"cifar10": 32, "textures": 64}.get(data, 256 if name == "paper" else 128)
     batch = 64 if size <= 64 else 16
     if name == "paper":
-        stage1, stage2 = AttentionConfig(batch=batch), ADGANConfig(batch=batch)
+        # The paper prints no weights; with all of them 1, the map does not learn (D8).
+        stage1 = AttentionConfig(batch=batch, adv_ano_weight=0.01, adv_weight=0.01, kl_weight=0.01)
+        stage2 = ADGANConfig(batch=batch)
         return RunConfig(data=data, recipe=name, size=size, attention=stage1, adgan=stage2)
     if name == "quick":
         return RunConfig(

@@ -85,9 +85,17 @@ class Places(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         """Whiten features [n, c, h, w]: the same shape."""
         n, c = f.shape[:2]
-        places = f.flatten(2).permute(2, 0, 1)  # [p, n, c]
+        places = f.flatten(2).permute(2, 0, 1).contiguous()  # [p, n, c]; bmm is many times slower without
         white = torch.bmm(places - self.mean, self.whitening)
         return white.permute(1, 2, 0).reshape(n, c, self.side, self.side)
+
+
+def distance(white: Tensor) -> Tensor:
+    """Root of the mean square of whitened features [n, c, h, w], the Mahalanobis distance: [n, 1, h, w] >= 0.
+
+    Divided by the root of the channels' number, so that levels can be added: about 1 for normal images on each.
+    """
+    return white.square().mean(1, keepdim=True).sqrt()
 
 
 class Judge(nn.Module):
@@ -117,8 +125,7 @@ class Judge(nn.Module):
     def distance(self, white: Tensor) -> Tensor:
         """The distance that would give these logits were all Gaussian: whitened [n, c, h, w] to [n, 1, h, w] >= 0.
 
-        As the judge starts it is the root of the mean square of the whitened features: the Mahalanobis distance over
-        the root of the channels' number, near 1 for normal images on every level, so that levels can be added.
+        As the judge starts it is that of `distance`.
         """
         n, c, h, w = white.shape
         logits = self(white.permute(0, 2, 3, 1).reshape(-1, c)).reshape(n, 1, h, w)
@@ -195,7 +202,7 @@ class _Sums:
         self.products = first.new_zeros(h * w, c, c)
 
     def add(self, f: Tensor) -> None:
-        places = f.flatten(2).permute(2, 0, 1) - self.origin  # [p, n, c]
+        places = f.flatten(2).permute(2, 0, 1).contiguous() - self.origin  # [p, n, c]
         self.n += len(f)
         self.sum += places.sum(1, keepdim=True)
         self.products.baddbmm_(places.mT, places)

@@ -26,7 +26,7 @@ from attnad.data import load_test, textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import paper
 from attnad.detectors.neighbours import NeighboursConfig
-from attnad.errors import DataError, TrainingError
+from attnad.errors import DataError, SettingError, TrainingError
 from attnad.metrics import auroc
 from attnad.run import load_run
 from attnad.study.engines import reproduce
@@ -166,8 +166,25 @@ def test_override_reaches_into_parts_and_refuses_unknown_names():
     assert (config.size, config.adgan.ema, config.attention.width) == (96, 0.5, 8)
     assert replace(config, size=64, adgan=RunConfig().adgan, attention=RunConfig().attention) == RunConfig()
     for name in ("sise", "adgan.emma"):
-        with pytest.raises(TypeError):
+        with pytest.raises(SettingError):
             override(RunConfig(), {name: 1})
+
+
+def test_rows_say_which_values_are_neither_the_recipes_nor_in_a_column():
+    values = {"attention.encoder": "efficientnet-lite0", "size": 64, "attention.kl_weight": 1.0}
+    ours, printed = jobs("table5", classes=["cat"], seeds=[0], overrides=values)
+    assert ours.overrides == printed.overrides == '{"attention.kl_weight": 1.0}'
+    assert ours.config.attention.kl_weight == 1.0
+    (job,) = jobs("table5", classes=["cat"], seeds=[0])[:1]
+    assert job.overrides == ""
+    baseline = jobs("table2", classes=["cat"], seeds=[0], overrides={"attention.kl_weight": 1.0})[0]
+    assert (baseline.config.recipe, baseline.overrides) == ("neighbours", "")
+    for name, value, said in (
+        ("attention.kl_wieght", 1.0, "no value 'attention.kl_wieght'; did you mean attention.kl_weight?"),
+        ("attention.kl_weight", "much", "AttentionConfig.kl_weight cannot be 'much'"),
+    ):
+        with pytest.raises(SettingError, match=said.replace("?", r"\?")):
+            jobs("table5", classes=["cat"], seeds=[0], overrides={name: value})
 
 
 def test_a_folders_name_tells_every_value_apart():
@@ -276,7 +293,7 @@ def test_each_run_leaves_each_of_its_rows_once(first):
     n = {"pixel_auroc": "18", "image_auroc_defect": "18", "image_auroc_other": "16"}  # 8 good, 10 defects, 8 others
     for row in found:
         assert row["n"] == n.get(row["metric"], "26")
-        assert all(row[name] for name in COLUMNS if name != "commit")
+        assert all(row[name] for name in COLUMNS if name not in ("commit", "overrides"))
         expected = ("textures", "textures", "brick", "quick", "resnet18", "random", "32", "0", "1+1", "cpu")
         names = ("table", "dataset", "class", "recipe", "encoder", "weights", "size", "seed", "epochs", "device")
         assert tuple(row[name] for name in names) == expected
@@ -520,7 +537,7 @@ def row(**values: Any) -> dict[str, str]:
         "table": "table5", "dataset": "CIFAR-10", "class": "cat", "method": "ADGAN", "recipe": "quick",
         "encoder": "resnet18", "weights": "random", "size": "32", "seed": "0", "metric": "image_auroc",
         "value": "0.500000", "n": "10000", "epochs": "10+4", "commit": "abc", "torch": "2", "device": "cpu",
-        "threads": "1", "seconds": "60.0", "date": "today", "config": "0123",
+        "threads": "1", "seconds": "60.0", "date": "today", "config": "0123", "overrides": "",
     }  # fmt: skip
     assert tuple(defaults) == COLUMNS
     return {name: str(value) for name, value in (defaults | values).items()}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
 from attnad.config import AttentionConfig
 from attnad.models import build_encoder
-from attnad.places import Judge, PlaceFeatures, Places, fit_places, train_judge
+from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, Log
 from attnad.train import seeded, to_float
@@ -124,11 +124,19 @@ class _Levels(nn.Module):
     def white(self, x: Tensor) -> list[Tensor]:
         return [places(f) for places, f in zip(self.places, self.features(x), strict=True)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mean distance over the levels, at the finest: images [n, 3, s, s] in [0, 1] to [n, 1, h, w] >= 0."""
-        maps = [judge.distance(white) for judge, white in zip(self.judges, self.white(x), strict=True)]
-        size = maps[0].shape[-2:]
-        return torch.stack([interpolate(m, size=size, mode="bilinear") for m in maps]).mean(0)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances by the Gaussians and by the judges, each the mean over the levels at the finest one's size.
+
+        Takes images [n, 3, s, s] in [0, 1]; gives two maps [n, 1, h, w] >= 0.
+        """
+        white = self.white(x)
+        judged = [judge.distance(each) for judge, each in zip(self.judges, white, strict=True)]
+        return _mean([distance(each) for each in white]), _mean(judged)
+
+
+def _mean(maps: list[Tensor]) -> Tensor:
+    """Mean of maps [n, 1, h, w] of several sizes, at the first one's."""
+    return torch.stack([interpolate(m, size=maps[0].shape[-2:], mode="bilinear") for m in maps]).mean(0)
 
 
 @dataclass(frozen=True)
@@ -168,8 +176,8 @@ class Strong:
         fitted = fit_places(map(levels.features, batches), shrink=config.shrink, ridge=config.ridge)
         for places, gaussian in zip(levels.places, fitted, strict=True):
             places.load_state_dict(gaussian.state_dict())
-        distance = torch.cat([levels(x).flatten() for x in _batches(images[:64], device)]).mean().item()
-        log.add(1, [distance], time.perf_counter() - started)
+        normal = torch.cat([levels(x)[0].flatten() for x in _batches(images[:64], device)]).mean().item()
+        log.add(1, [normal], time.perf_counter() - started)
 
         real: list[Tensor] = []
         if config.steps:
@@ -197,17 +205,24 @@ class Strong:
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s]; a distance of 2, twice a normal image's, has 1/2 in the map."""
+        """Score uint8 images [n, 3, s, s]; a distance of 2 has 1/2 in the maps.
+
+        What counts is the smaller of both distances: a place is normal where the Gaussians or the judges find it so.
+        """
         size, device = images.shape[-1], next(self.levels.parameters()).device
-        maps, top, peak = [], [], []
+        columns: dict[str, list[Tensor]] = {name: [] for name in ("top", "peak", "gaussian", "judge", "smaller")}
         for x in _batches(images, device):
-            distance = self.levels(x)  # [b, 1, h, w]
-            highest = distance.flatten(1).topk(max(1, distance[0].numel() // 100), 1).values
-            top.append(highest.mean(1).cpu())
-            peak.append(highest[:, 0].cpu())
-            distance = interpolate(distance, size=(size, size), mode="bilinear")[:, 0]
-            maps.append((distance.square() / (distance.square() + 4)).cpu())
-        return Scores({"top": torch.cat(top), "peak": torch.cat(peak)}, torch.cat(maps))
+            gaussian, judge = self.levels(x)  # [b, 1, h, w] each
+            smaller = torch.minimum(gaussian, judge)
+            highest = smaller.flatten(1).topk(max(1, smaller[0].numel() // 100), 1).values
+            columns["top"].append(highest.mean(1))
+            columns["peak"].append(highest[:, 0])
+            for name, each in (("gaussian", gaussian), ("judge", judge), ("smaller", smaller)):
+                square = interpolate(each, size=(size, size), mode="bilinear")[:, 0].square()
+                columns[name].append(square / (square + 4))
+        found = {name: torch.cat(column).cpu() for name, column in columns.items()}
+        parts = {name: found[name] for name in ("gaussian", "judge")}
+        return Scores({name: found[name] for name in ("top", "peak")}, found["smaller"], parts)
 
 
 def _batches(images: Tensor, device: torch.device, name: str | None = None, batch: int = 16) -> Iterator[Tensor]:

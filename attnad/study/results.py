@@ -18,10 +18,10 @@ from attnad.errors import DataError
 from attnad.metrics import METRICS
 from attnad.study.tables import Job
 
-KEY = ("table", "dataset", "class", "method", "recipe", "encoder", "size", "epochs", "seed", "metric")
+KEY = ("table", "dataset", "class", "method", "recipe", "encoder", "size", "epochs", "overrides", "seed", "metric")
 COLUMNS = (
     "table", "dataset", "class", "method", "recipe", "encoder", "weights", "size", "seed", "metric", "value", "n",
-    "epochs", "commit", "torch", "device", "threads", "seconds", "date", "config",
+    "epochs", "commit", "torch", "device", "threads", "seconds", "date", "config", "overrides",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
                 job.table, outcome["dataset"], job.name, method, config.recipe, config.encoder,
                 weights, config.size, config.seed, metric, f"{value:.6f}", n,
                 config.epochs, outcome["commit"], facts["torch"], facts["device"], facts["threads"],
-                f"{sum(facts['seconds'].values()):.1f}", facts["date"], short_hash(asdict(config)),
+                f"{sum(facts['seconds'].values()):.1f}", facts["date"], short_hash(asdict(config)), job.overrides,
             )  # fmt: skip
             found.append(dict(zip(COLUMNS, map(str, row), strict=True)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
     for row in ours:
         encoder = f"{row['encoder']} ({row['weights']})"
         kind = f"{row['recipe']}, {encoder}, {row['size']} px, epochs {row['epochs']}, {row['dataset']}"
+        kind += "".join(f", {name} {value}" for name, value in json.loads(row["overrides"] or "{}").items())
         groups.setdefault((row["method"], kind, row["metric"]), {})[row["class"], row["seed"]] = float(row["value"])
     numbers = {kind: str(i) for i, kind in enumerate(sorted({kind for _, kind, _ in groups}), 1)}
     for variant in TABLES[table]:

@@ -6,16 +6,19 @@ a finished one is skipped and an interrupted one goes on. Nothing is chosen by i
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnad.config import RunConfig, short_hash
+from attnad.config import RunConfig, from_dict, short_hash
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import recipe
 from attnad.detectors.paper import stage1_hash
+from attnad.errors import SettingError
 from attnad.metrics import METRICS
 
 MVTEC_CATEGORIES = (
@@ -176,6 +179,7 @@ class Job(NamedTuple):
     name: str  # of the class or category
     variant: Variant
     config: Any  # of the detector
+    overrides: str = ""  # values that are neither the recipe's nor the variant's nor in a column of their own, as JSON
 
 
 def jobs(
@@ -196,16 +200,43 @@ def jobs(
         config = recipe(variant.recipe or recipe_name, data)
         values = variant.overrides if variant.recipe else {**(overrides or {}), **variant.overrides}
         config = replace(config, normal_class=None if data == name else name, seed=seed)
-        planned.append(Job(table, name, variant, override(config, values)))
+        planned.append(Job(table, name, variant, override(config, values), "" if variant.recipe else _told(overrides)))
     return planned
 
 
+# Values that rows tell in columns of their own: encoder, size, epochs.
+_COLUMNS = ("attention.encoder", "encoder", "size", "attention.epochs", "adgan.epochs")
+
+
+def _told(overrides: dict[str, Any] | None) -> str:
+    """Overrides that no other column of a row tells, as JSON; "" without any."""
+    told = {name: value for name, value in (overrides or {}).items() if name not in _COLUMNS}
+    return json.dumps(told, sort_keys=True) if told else ""
+
+
 def override(config: Any, values: dict[str, Any]) -> Any:
-    """Replace values of a configuration, named with a dot inside a part: {"adgan.epochs": 3}. Raises TypeError."""
+    """Replace values of a configuration, named with a dot inside a part: {"adgan.epochs": 3}.
+
+    Raises SettingError on a name that is not there and on a value of another type.
+    """
+    table = asdict(config)
     for name, value in values.items():
         part, _, field = name.rpartition(".")
-        config = replace(config, **{part: replace(getattr(config, part), **{field: value})} if part else {field: value})
-    return config
+        inner = table.get(part) if part else table
+        if not isinstance(inner, dict) or field not in inner:
+            names = [
+                f"{k}.{f}" if isinstance(v, dict) else k
+                for k, v in table.items()
+                for f in (v if isinstance(v, dict) else [0])
+            ]
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingError(f"recipe {config.recipe} has no value {name!r}{hint}")
+        inner[field] = value
+    try:
+        return from_dict(type(config), table)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
 
 
 def folder_name(config: Any) -> str:
