@@ -13,9 +13,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
 
-from attnad.config import AugmentConfig, BlendConfig
+from attnad.config import AugmentConfig
 
 
 def _require_square(x: Tensor) -> None:
@@ -174,69 +173,3 @@ def synthesize(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> 
     x2, a2 = cut_and_fill(x, torch.where(zero_fill, torch.zeros_like(x1), x1), boxes)
     whole = _uniform(n, 0, 1, generator)[:, None, None, None] < config.whole_share
     return torch.where(whole, x1, x2), torch.where(whole, torch.zeros_like(a2), a2)
-
-
-def smooth_noise(n: int, size: int, cells: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Sums of smooth noise of several frequencies: [n, 1, size, size], on the generator's device.
-
-    For each number of `cells` a side, normal noise is enlarged (bicubic) and added with weight 1 / sqrt(cells), as
-    Perlin noise's octaves are. Source: Zavrtanik et al. 2021 (DRAEM), section 3.3, with another noise.
-    """
-    total = torch.zeros(n, 1, size, size, device=generator.device)
-    for side in cells:
-        noise = torch.randn(n, 1, side, side, generator=generator, device=generator.device)
-        total = total + interpolate(noise, size=(size, size), mode="bicubic") / math.sqrt(side)
-    return total
-
-
-def highest_share(noise: Tensor, share: Tensor) -> Tensor:
-    """Masks of each image's highest values: noise [n, 1, s, s] and shares of the pixels [n] to {0, 1} [n, 1, s, s]."""
-    ordered = noise.flatten(1).sort(1, descending=True).values
-    last = (share * ordered.shape[1]).long().clamp(1, ordered.shape[1]) - 1
-    return (noise >= ordered.gather(1, last[:, None])[:, :, None, None]).float()
-
-
-def random_windows(n: int, size: int, cells: int, share: float, generator: torch.Generator) -> Tensor:
-    """Keep each of `cells` x `cells` equal windows with chance `share`, one at least: {0, 1} [n, 1, size, size]."""
-    chance = torch.rand(n, 1, cells, cells, generator=generator, device=generator.device)
-    kept = (chance < share) | (chance == chance.amin((2, 3), keepdim=True))
-    return interpolate(kept.float(), size=(size, size))
-
-
-def blend(
-    x: Tensor, filling: Tensor, mask: Tensor, opacity: Tensor, edge: int, changed: float
-) -> tuple[Tensor, Tensor]:
-    """Blend a filling into each image under its mask, and say where the image has really changed.
-
-    Takes images and fillings [n, 3, s, s] in [0, 1], masks {0, 1} [n, 1, s, s], opacities [n] in [0, 1], the width of
-    the soft edge in pixels (odd) and the least mean change over the channels that counts. Returns the images and their
-    target maps {0, 1} [n, 1, s, s]: 0 where the pixel lies under the mask and has changed, else 1.
-    """
-    weight = avg_pool2d(mask, edge, 1, edge // 2) * opacity[:, None, None, None]
-    blended = torch.lerp(x, filling, weight)
-    return blended, 1 - mask * ((blended - x).abs().mean(1, keepdim=True) > changed)
-
-
-def synthesize_blended(x: Tensor, config: BlendConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Make one synthetic anomaly of each normal image, shaped like stains and scratches, and its target map.
-
-    The shape is smooth noise above a threshold inside random windows, or a rectangle that may be thin; the filling is
-    x'_ano, another image of the batch, or a noisy colour. Takes images [n, 3, s, s] in [0, 1] on the generator's
-    device; returns ([n, 3, s, s], [n, 1, s, s]). Source: after Zavrtanik et al. 2021 (DRAEM).
-    """
-    n, size, device = len(x), x.shape[-1], x.device
-
-    def pick(share: float) -> Tensor:
-        return _uniform(n, 0, 1, generator)[:, None, None, None] < share
-
-    shares = _uniform(n, *(math.log(a) for a in config.noise_area), generator).exp()
-    stains = highest_share(smooth_noise(n, size, config.cells, generator), shares)
-    stains = stains * random_windows(n, size, config.windows, config.window_share, generator)
-    boxes = boxes_to_map(random_boxes(n, size, config.rectangles, generator), size)
-    mask = torch.where(pick(config.noise_share), stains, boxes)
-
-    color = torch.rand(n, 3, 1, 1, generator=generator, device=device)
-    grain = torch.randn(n, 3, size, size, generator=generator, device=device)
-    filling = torch.where(pick(0.5), hard_augmentation(x, config.rectangles, generator), x.roll(1, 0))
-    filling = torch.where(pick(config.color_share), (color + config.grain * grain).clamp(0, 1), filling)
-    return blend(x, filling, mask, _uniform(n, *config.opacity, generator), config.edge, config.changed)

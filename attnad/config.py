@@ -46,36 +46,6 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class BlendConfig:
-    """Blended anomalies: stains and scratches of recipe `strong` (D31)."""
-
-    rectangles: AugmentConfig = field(
-        default_factory=lambda: AugmentConfig(whole_share=0.0, box_area=(0.002, 0.15), box_aspect=6.0)
-    )
-    """Shapes that are rectangles, and the hard augmentation that fills some."""
-    noise_share: float = 0.6
-    """Share of shapes that are smooth noise above a threshold; the rest are rectangles."""
-    cells: tuple[int, ...] = (4, 8, 16, 32)
-    """Cells a side of the noise that is summed: from broad stains to grains."""
-    noise_area: tuple[float, float] = (0.01, 0.15)
-    """Share of the image above the threshold, before windows are cut out."""
-    windows: int = 4
-    """Windows a side, of which some are kept."""
-    window_share: float = 0.4
-    """Chance of a window to be kept."""
-    color_share: float = 0.4
-    """Share of fillings that are a noisy colour; the others are x'_ano or another image, with equal chance."""
-    grain: float = 0.1
-    """Standard deviation of the colour's noise."""
-    opacity: tuple[float, float] = (0.3, 1.0)
-    """Opacity of the filling."""
-    edge: int = 5
-    """Width of the soft edge, in pixels: odd."""
-    changed: float = 0.02
-    """Least mean change of a pixel's channels that the target map calls anomalous."""
-
-
-@dataclass(frozen=True)
 class AttentionConfig:
     """Stage 1, the attention network (section 3.2)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import softplus
 
 
 def adversarial_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -101,22 +101,3 @@ def masked_features(f_img: Tensor, a_gen: Tensor) -> Tensor:
             "give a map whose sides are whole multiples of the features' sides"
         )
     return f_img * torch.nn.functional.avg_pool2d(a_gen, (map_height // height, map_width // width))
-
-
-def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy of a map, each pixel weighted by (1 - p)^gamma, where p is the probability of its true answer.
-
-    Takes logits and targets in [0, 1] of one shape; returns a scalar >= 0, a mean over batch and pixels. Pixels that
-    are answered well hardly count, so that few anomalous ones are not drowned. Source: Lin et al. 2017, eq. (4).
-    """
-    cross_entropy = binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()
-
-
-def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """One minus the soft Dice coefficient of two maps in [0, 1] of one shape, over the whole batch: a scalar in [0, 1].
-
-    Source: Milletari et al. 2016 (V-Net), section 3, with Laplace's +1 so that two empty maps agree.
-    """
-    overlap = 2 * (probability * target).sum() + 1
-    return 1 - overlap / (probability.sum() + target.sum() + 1)

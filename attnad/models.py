@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
@@ -225,34 +224,6 @@ class AttentionNetwork(nn.Module):
     def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """Shape of the latent of images [n, 3, s, s]."""
         return len(x), self.to_latent.out_channels // 2, x.shape[2] // 16, x.shape[3] // 16
-
-
-class SkipAttentionNetwork(nn.Module):
-    """An attention network with skip connections: images [n, 3, s, s] in [0, 1] to a map's logits [n, 1, s, s].
-
-    The encoder's features of strides 2 to 16 are added from coarse to fine to the enlarged sum and convolved (a feature
-    pyramid), so that the map keeps the detail which a latent of stride 16 has lost. sigmoid(logits) is A_gen, 1 =
-    normal. Source: Lin et al. 2017, "Feature pyramid networks for object detection"; D31.
-    """
-
-    def __init__(self, encoder: ResNet18 | EfficientNetLite0, width: int = 64):
-        super().__init__()
-        self.encoder = encoder
-        self.sides = nn.ModuleList(nn.Conv2d(c, width, 1) for c in encoder.channels)
-        self.merges = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-            for _ in encoder.channels
-        )
-        self.head = nn.Conv2d(width, 1, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        merged = None
-        for f, side, merge in reversed(list(zip(self.encoder.pyramid(x), self.sides, self.merges, strict=True))):
-            f = side(f)
-            if merged is not None:
-                f = f + interpolate(merged, size=f.shape[-2:], mode="bilinear")
-            merged = merge(f)  # [n, width, s/16, s/16], then s/8, s/4, s/2
-        return interpolate(self.head(merged), size=x.shape[-2:], mode="bilinear")
 
 
 class Discriminator(nn.Module):

@@ -21,10 +21,10 @@ from PIL import Image
 
 from attnad import train
 from attnad.cli import main
-from attnad.config import RunConfig, check, recipe
+from attnad.config import RunConfig, recipe
 from attnad.data import load_test, textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors import paper
+from attnad.detectors import DETECTORS, paper
 from attnad.detectors.neighbours import NeighboursConfig
 from attnad.errors import DataError, SettingError, TrainingError
 from attnad.metrics import auroc
@@ -33,7 +33,7 @@ from attnad.study.engines import reproduce
 from attnad.study.results import COLUMNS, KEY, read_results, rows, write_results
 from attnad.study.summary import NOT_RUN, Summary, summary
 from attnad.study.tables import (
-    BASELINE,
+    BEYOND,
     CLASSES,
     DEFECT_STUDY,
     MVTEC_CATEGORIES,
@@ -78,6 +78,8 @@ def hashes(config: RunConfig) -> list[str]:
         ("table5", CIFAR10_CLASSES, 2),
         ("textures", ("brick",), len(TEXTURE_STUDY)),
         ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
+        ("beyond", MVTEC_CATEGORIES, len(BEYOND)),
+        ("surfaces", textures.TEXTURES, len(BEYOND)),
     ],
 )
 def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):
@@ -90,15 +92,14 @@ def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):
         assert job.table == table
         data = {CIFAR10_CLASSES: "cifar10", MVTEC_CATEGORIES: job.name}.get(names, "textures")
         assert (job.config.data, job.config.normal_class) == (data, None if data == job.name else job.name)
-        assert isinstance(job.config, NeighboursConfig) == (BASELINE in job.variant.rows)
+        assert isinstance(job.config, NeighboursConfig) == (job.variant.recipe == "neighbours")
 
 
 def test_every_planned_configuration_is_one_that_training_takes():
     for table in TABLES:
         for name in ("quick", "paper"):
             for job in all_jobs(table, seeds=[0], recipe_name=name):
-                if isinstance(job.config, RunConfig):
-                    check(job.config)
+                DETECTORS[job.config.recipe].check(job.config)
 
 
 def test_table1_makes_its_fakes_by_the_rows_switches():
@@ -177,6 +178,7 @@ def test_rows_say_which_values_are_neither_the_recipes_nor_in_a_column():
     assert ours.config.attention.kl_weight == 1.0
     (job,) = jobs("table5", classes=["cat"], seeds=[0])[:1]
     assert job.overrides == ""
+    assert {job.config.size for job in jobs("beyond", classes=["pill"], seeds=[0], overrides={"size": 96})} == {96}
     baseline = jobs("table2", classes=["cat"], seeds=[0], overrides={"attention.kl_weight": 1.0})[0]
     assert (baseline.config.recipe, baseline.overrides) == ("neighbours", "")
     for name, value, said in (

@@ -20,7 +20,7 @@ ROWS = [
     ("checkpoint", "augmentations", "losses", "metrics", "show.plotting"),
     ("data.images", "data.textures", "state", "models"),
     ("data.layouts", "train", "places"),
-    ("data.cifar10", "score", "train_map"),
+    ("data.cifar10", "score"),
     ("data",),
     ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report"),
     ("detectors",),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from attnad.config import RunConfig, from_dict, short_hash
 from attnad.data.cifar10 import CIFAR10_CLASSES
+from attnad.data.textures import TEXTURES
 from attnad.detectors import recipe
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import SettingError
@@ -109,6 +110,14 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
 }
 
+# From features without training to recipe `strong`, one change at a time.
+BEYOND = {
+    "nearest neighbours": Variant({}, {}, "neighbours"),
+    "one Gaussian a place, levels joined (PaDiM)": Variant({"apart": False}, {}, "gaussian"),
+    "one Gaussian a place, levels apart": Variant({}, {}, "gaussian"),
+    "strong: and a judge a level": Variant({}, {}, "strong"),
+}
+
 TABLES: dict[str, list[Variant]] = {
     "table1": _named(
         {
@@ -154,16 +163,19 @@ TABLES: dict[str, list[Variant]] = {
         Variant(_STAGE1 | overrides, {name: {"pixel_auroc": "pixel_auroc", "aupro": "aupro", **_by_score("attention")}})
         for name, overrides in DEFECT_STUDY.items()
     ],
+    "beyond": _named(BEYOND, _ALL),
+    "surfaces": _named(BEYOND, _ALL),
 }
 
 # The data set of each table; None where each class is a data set of its own.
 DATA = {
     "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
-    "textures": "textures", "defects": None,
+    "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures",
 }  # fmt: skip
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
+    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES,
 }  # fmt: skip
 PAPER_METRICS = {
     "image AUROC": "image_auroc",
@@ -192,15 +204,16 @@ def jobs(
 ) -> list[Job]:
     """List a table's runs, one for each seed, variant and class; `overrides` apply before those of the variants.
 
-    Other detectors than the recipe's, such as the baseline, keep their own values.
+    In a table of the paper's detector, others beside it, such as the baseline, keep their own values.
     """
-    planned = []
+    mixed, planned = any(variant.recipe is None for variant in TABLES[table]), []
     for variant, seed, name in product(TABLES[table], seeds, classes):
         data = DATA[table] or name
         config = recipe(variant.recipe or recipe_name, data)
-        values = variant.overrides if variant.recipe else {**(overrides or {}), **variant.overrides}
+        given = overrides if mixed == (variant.recipe is None) else None
         config = replace(config, normal_class=None if data == name else name, seed=seed)
-        planned.append(Job(table, name, variant, override(config, values), "" if variant.recipe else _told(overrides)))
+        config = override(override(config, given or {}), variant.overrides)
+        planned.append(Job(table, name, variant, config, _told(given)))
     return planned
 
 
