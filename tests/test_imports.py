@@ -21,6 +21,7 @@ ROWS = [
     ("data", "models"),
     ("checkpoint",),
     ("state",),
+    ("graph",),
     ("train",),
     ("score",),
     ("run", "report"),
