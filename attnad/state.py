@@ -109,16 +109,22 @@ class State:
             load_optimizer(f"optimizer_{name}", optimizer, tensors, self.path)
         return int(tensors["epoch"])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a step changes, themselves and no copies, by their names in the file."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= module_tensors(name, module)
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(f"optimizer_{name}", optimizer)
+        return tensors
+
     def save(self, epoch: int, *, last: bool) -> None:
         """Save the state after an epoch, if it is time to or the epoch is the last.
 
         Raises TrainingError where a value of the state is not finite: what is saved is always fit to go on with.
         """
         tensors = {"epoch": torch.tensor(epoch), "generator": self.generator.get_state(), "data": self.data}
-        for name, module in self.modules.items():
-            tensors |= module_tensors(name, module)
-        for name, optimizer in self.optimizers.items():
-            tensors |= optimizer_tensors(f"optimizer_{name}", optimizer)
+        tensors |= self.tensors()
         for name, value in tensors.items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise self.not_finite(f"{name} is no longer finite after epoch {epoch}")
@@ -126,21 +132,21 @@ class State:
             save_tensors(self.path, tensors)
             self.saved_at = time.monotonic()
 
-    def check(self, losses: list[Tensor], terms: Sequence[str], epoch: int) -> None:
-        """Look at the last of an epoch's losses [terms].
+    def check(self, losses: Tensor, terms: Sequence[str], epoch: int) -> None:
+        """Look at the last of an epoch's losses so far [steps, terms].
 
         Raises TrainingError at the step whose loss is not finite. Not on a GPU: to look would be to wait for it at each
         step, so there `finite_mean` looks at the whole epoch.
         """
-        if losses[-1].device.type == "cpu" and not losses[-1].isfinite().all():
+        if losses.device.type == "cpu" and not losses[-1].isfinite().all():
             self.finite_mean(losses, terms, epoch)
 
-    def finite_mean(self, losses: list[Tensor], terms: Sequence[str], epoch: int) -> list[float]:
+    def finite_mean(self, losses: Tensor, terms: Sequence[str], epoch: int) -> list[float]:
         """Mean of each term over an epoch's steps [steps, terms]; one transfer from the device.
 
         Raises TrainingError naming the step and the term where a loss is not finite.
         """
-        table = torch.stack(losses).float().cpu()
+        table = losses.cpu()
         for step, term in (~table.isfinite()).nonzero().tolist():
             raise self.not_finite(f"{terms[term]} became {table[step, term].item()} in epoch {epoch}, step {step + 1}")
         return table.mean(0).tolist()

@@ -7,18 +7,19 @@ last weights are used; there is no test data here to choose an epoch by.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from attnad.augmentations import synthesize
 from attnad.config import ADGANConfig, AttentionConfig, RunConfig
 from attnad.errors import TrainingError
+from attnad.graph import capture
 from attnad.losses import (
     adversarial_loss,
     anomaly_adversarial_loss,
@@ -62,8 +63,18 @@ def seeded(seed: int):
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA, else float32; losses are computed in float32 either way."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    """bfloat16 on CUDA, else float32; losses are computed in float32 either way.
+
+    Without a cache of cast weights: one kept from before would be no part of a recorded step.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
+
+
+def adam(parameters: Iterable[nn.Parameter], stage: AttentionConfig | ADGANConfig) -> torch.optim.Adam:
+    """Adam with the stage's values; on CUDA one kernel that counts its steps there, so that it can be recorded."""
+    parameters = list(parameters)
+    cuda = parameters[0].is_cuda
+    return torch.optim.Adam(parameters, stage.learning_rate, (stage.beta1, 0.999), fused=cuda or None, capturable=cuda)
 
 
 def _normal_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -148,9 +159,8 @@ def train_attention(
         network, discriminator = AttentionNetwork(stage), Discriminator(4, config.size, stage.width)
     network = network.to(device, memory_format=torch.channels_last).train()
     discriminator = discriminator.to(device, memory_format=torch.channels_last).train()
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer_g = torch.optim.Adam(trained, stage.learning_rate, (stage.beta1, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), stage.learning_rate, (stage.beta1, 0.999))
+    optimizer_g = adam((p for p in network.parameters() if p.requires_grad), stage)
+    optimizer_d = adam(discriminator.parameters(), stage)
     generator = torch.Generator(device).manual_seed(config.seed)
 
     images = images.to(device)
@@ -163,19 +173,22 @@ def train_attention(
     done = state.resume()
     log = Log(folder and folder / "log.csv", "attention", ATTENTION_TERMS, done)
     steps = max(1, len(images) // stage.batch)  # a last, smaller batch is left out of this epoch
+    losses = torch.empty(steps, len(ATTENTION_TERMS), device=device)  # of one epoch; read at its end
 
+    def step_on(chosen: Tensor) -> Tensor:
+        x = to_float(images[chosen])
+        x_ano, a_ano = synthesize(x, augment, generator)
+        noise = _normal_noise(network.latent_shape(torch.cat([x, x_ano])), generator)
+        return attention_step(network, discriminator, optimizer_g, optimizer_d, stage, x, x_ano, a_ano, noise)
+
+    step_on = capture(step_on, state)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="attention network", disable=not progress) as bar:
         for epoch in range(done + 1, stage.epochs + 1):
-            started, losses = time.perf_counter(), []
+            started = time.perf_counter()
             order = torch.randperm(len(images), generator=generator, device=device)
             for step in range(steps):
-                x = to_float(images[order[step * stage.batch : (step + 1) * stage.batch]])
-                x_ano, a_ano = synthesize(x, augment, generator)
-                noise = _normal_noise(network.latent_shape(torch.cat([x, x_ano])), generator)
-                losses.append(
-                    attention_step(network, discriminator, optimizer_g, optimizer_d, stage, x, x_ano, a_ano, noise)
-                )
-                state.check(losses, ATTENTION_TERMS, epoch)
+                losses[step] = step_on(order[step * stage.batch : (step + 1) * stage.batch])
+                state.check(losses[: step + 1], ATTENTION_TERMS, epoch)
                 bar.update()
             means = state.finite_mean(losses, ATTENTION_TERMS, epoch)
             bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ATTENTION_TERMS, means, strict=True)})
@@ -204,9 +217,31 @@ def judge_of(adgan: ADGAN) -> nn.ModuleDict:
     return nn.ModuleDict({"features": adgan.features, "discriminator": adgan.discriminator})
 
 
+class MovingAverage(AveragedModel):
+    """The average of a module's weights over the steps: theirs after the first, then moved by 1 - decay of the way.
+
+    Buffers are copied. PyTorch's own decides on the host whether a step is the first, which cannot be recorded; the
+    values are the same, and so are the names in a state.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, device: torch.device):
+        super().__init__(module, device)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, module: nn.Module) -> None:
+        first = self.n_averaged == 0
+        share = first + (1 - self.decay) * ~first
+        for averaged, value in zip(self.module.parameters(), module.parameters(), strict=True):
+            averaged.lerp_(value, share)  # with a share of 1 the value itself, to the bit
+        for averaged, value in zip(self.module.buffers(), module.buffers(), strict=True):
+            averaged.copy_(value)
+        self.n_averaged += 1
+
+
 def adgan_step(
     adgan: ADGAN,
-    average: AveragedModel,
+    average: MovingAverage,
     optimizer_g: torch.optim.Optimizer,
     optimizer_d: torch.optim.Optimizer,
     stage: ADGANConfig,
@@ -269,11 +304,9 @@ def train_adgan(
     adgan = adgan.to(device, memory_format=torch.channels_last).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
     judge = judge_of(adgan)
-    average = AveragedModel(judge, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
-    generating = [*adgan.encoder.parameters(), *adgan.decoder.parameters()]
-    judging = [p for p in judge.parameters() if p.requires_grad]
-    optimizer_g = torch.optim.Adam(generating, stage.learning_rate, (stage.beta1, 0.999))
-    optimizer_d = torch.optim.Adam(judging, stage.learning_rate, (stage.beta1, 0.999))
+    average = MovingAverage(judge, stage.ema, device)
+    optimizer_g = adam([*adgan.encoder.parameters(), *adgan.decoder.parameters()], stage)
+    optimizer_d = adam((p for p in judge.parameters() if p.requires_grad), stage)
     generator = torch.Generator(device).manual_seed(config.seed)
 
     images = images.to(device)
@@ -288,23 +321,26 @@ def train_adgan(
     log = Log(folder and folder / "log.csv", "adgan", ADGAN_TERMS, done)
     maps = attention_maps(network, images)  # G1 is frozen: its maps of the normal images never change
     steps = max(1, len(images) // stage.batch)
+    losses = torch.empty(steps, len(ADGAN_TERMS), device=device)
 
+    def step_on(chosen: Tensor) -> Tensor:
+        x, anomalous = to_float(images[chosen]), []
+        if stage.synthetic_fakes:
+            anomalous.append(synthesize(x, augment, generator)[0])
+        if anomalies is not None:
+            drawn = torch.randint(len(anomalies), (len(x),), generator=generator, device=device)
+            anomalous.append(to_float(anomalies[drawn]))
+        pairs = [(x_ano, x_ano[:, :1] if stage.pixels else draw_maps(network, x_ano)) for x_ano in anomalous]
+        return adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], pairs)
+
+    step_on = capture(step_on, state)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="ADGAN", disable=not progress) as bar:
         for epoch in range(done + 1, stage.epochs + 1):
-            started, losses = time.perf_counter(), []
+            started = time.perf_counter()
             order = torch.randperm(len(images), generator=generator, device=device)
             for step in range(steps):
-                chosen = order[step * stage.batch : (step + 1) * stage.batch]
-                x = to_float(images[chosen])
-                anomalous = []
-                if stage.synthetic_fakes:
-                    anomalous.append(synthesize(x, augment, generator)[0])
-                if anomalies is not None:
-                    drawn = torch.randint(len(anomalies), (len(x),), generator=generator, device=device)
-                    anomalous.append(to_float(anomalies[drawn]))
-                pairs = [(x_ano, x_ano[:, :1] if stage.pixels else draw_maps(network, x_ano)) for x_ano in anomalous]
-                losses.append(adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], pairs))
-                state.check(losses, ADGAN_TERMS, epoch)
+                losses[step] = step_on(order[step * stage.batch : (step + 1) * stage.batch])
+                state.check(losses[: step + 1], ADGAN_TERMS, epoch)
                 bar.update()
             means = state.finite_mean(losses, ADGAN_TERMS, epoch)
             bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ADGAN_TERMS, means, strict=True)})

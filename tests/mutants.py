@@ -31,6 +31,7 @@ class Mutant(NamedTuple):
 
 
 LOSSES, STEPS, MODELS = "tests/test_losses.py", "tests/test_steps.py", "tests/test_models.py"
+GRAPH = "tests/test_graph.py"
 AUGMENT, METRICS, SCORES = "tests/test_augmentations.py", "tests/test_metrics.py", "tests/test_run.py"
 
 MUTANTS = [
@@ -56,6 +57,15 @@ MUTANTS = [
     Mutant("G2 judged on the real features", "train.py", "d_fake = adgan.discriminator(f_gen)",
            "d_fake = adgan.discriminator(f_nor)", STEPS),
     Mutant("no weight on G2's reconstruction", "train.py", "stage.reconstruction_weight * l_r", "l_r", STEPS),
+    Mutant("recording draws from the run's generator", "graph.py", "self.state.generator.set_state(drawn)",
+           "pass", GRAPH),
+    Mutant("recording trains", "graph.py", "value.copy_(before[name]) if name in before else", "name in before or",
+           GRAPH),
+    Mutant("recording leaves momentum", "graph.py", "else value.zero_()", "else value", GRAPH),
+    Mutant("average that starts at the first weights", "train.py", "first = self.n_averaged == 0",
+           "first = self.n_averaged < 0", GRAPH),
+    Mutant("a look at a value in the step", "train.py", "l_att = attention_loss(",
+           "l_g = l_g if l_g > 0 else l_g\n    l_att = attention_loss(", GRAPH),
     Mutant("sign of the fake", "losses.py", "- softplus(fake_logits).mean()",
            "- softplus(-fake_logits).mean()", LOSSES),
     Mutant("saturating generator", "losses.py", "return softplus(-fake_logits).mean()",

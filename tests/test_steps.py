@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attnad import train
 from attnad.augmentations import synthesize
 from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, RunConfig
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
-from attnad.train import adgan_step, attention_step, train_adgan, train_attention
+from attnad.train import MovingAverage, adgan_step, attention_step, train_adgan, train_attention
 
 N, SIZE = 6, 32
 OFF = {"adv_ano_weight": 0.0, "adv_weight": 0.0, "g_weight": 0.0, "att_weight": 0.0, "kl_weight": 0.0}
@@ -137,11 +136,8 @@ def test_a_step_of_stage_2_is_a_gan_on_masked_features(stage1, further, train_fe
     b, other = draw(2), draw(3)
     fakes = [(b["x_ano"], b["maps"][N:]), (other["x"], other["maps"][:N])][:further]
 
-    def averaging(adgan: ADGAN) -> AveragedModel:
-        return AveragedModel(train.judge_of(adgan), multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
-
     adgan = deepcopy(start)
-    average = averaging(adgan)
+    average = MovingAverage(train.judge_of(adgan), stage.ema, torch.device("cpu"))
     steps = descent(adgan.encoder, adgan.decoder), descent(adgan.features, adgan.discriminator)
     for _ in range(2):  # the average begins at the second step
         losses = adgan_step(adgan, average, *steps, stage, b["x"], b["maps"][:N], fakes)

@@ -1,0 +1,301 @@
+"""Steps as CUDA graphs: they do nothing that a graph forbids, the recording leaves no trace, and the losses stay.
+
+The last part needs a GPU. Without one a stand-in takes the graph's place that runs the step at each replay: what it
+cannot show is CUDA's own doing.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnad import graph, train
+from attnad.config import ADGANConfig, AttentionConfig, RunConfig
+from attnad.graph import RecordedStep, capture
+from attnad.models import ADGAN, AttentionNetwork
+from attnad.state import State
+from attnad.train import MovingAverage, judge_of, train_adgan, train_attention
+
+CPU = torch.device("cpu")
+ENCODERS = ["resnet18", "efficientnet-lite0-random"]
+CONFIG = RunConfig(
+    size=32,
+    attention=AttentionConfig(width=4, latent=4, epochs=2, batch=4),
+    adgan=ADGANConfig(epochs=2, batch=4, synthetic_fakes=True, train_features=True),
+)
+
+
+def config(encoder: str = "resnet18", **changes) -> RunConfig:
+    """The configuration with another encoder; changes are fields of both stages."""
+    stage1, stage2 = replace(CONFIG.attention, encoder=encoder, **changes), replace(CONFIG.adgan, **changes)
+    return replace(CONFIG, attention=stage1, adgan=stage2)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (10, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def train_both(config: RunConfig, images: Tensor, device: torch.device = CPU, **more) -> dict[str, Tensor]:
+    """All weights after both stages; real anomalies are shown to stage 2 as well, so that all of its step is run."""
+    more = {"device": device, "progress": False, "save_seconds": 0} | more
+    network, discriminator = train_attention(config, images, **more)
+    adgan = train_adgan(config, images, network, anomalies=255 - images[:5], **more)
+    return {
+        f"{part}.{name}": value
+        for part, module in {"network": network, "discriminator": discriminator, "adgan": adgan}.items()
+        for name, value in module.state_dict().items()
+    }
+
+
+# --- what a graph forbids --------------------------------------------------------------------------------------------
+
+
+class Watch(TorchDispatchMode):
+    """Refuses each operation that a graph forbids; PyTorch itself tags those that look at values.
+
+    What is none on the processor is not seen: a tensor's `.cpu()`, `.numpy()` and `.tolist()`. The GPU's tests do.
+    """
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        looks = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags)
+        if operation is torch.ops.aten.index.Tensor:  # its shape depends on values where it takes a mask
+            looks = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in arguments[1])
+        from_host = operation is torch.ops.aten.lift_fresh.default  # torch.tensor(...) of Python's numbers
+        moves = operation is torch.ops.aten._to_copy.default and keywords.get("device", arguments[0].device) != (
+            arguments[0].device
+        )
+        assert not looks, f"{operation} looks at values"
+        assert not from_host, f"{operation} brings values from the host"
+        assert not moves, f"{operation} moves a tensor to another device"
+        return operation(*arguments, **keywords)
+
+
+def fused_adam(parameters, stage) -> torch.optim.Adam:
+    """Adam as it is on CUDA; the processor's usual one reads its count of steps back."""
+    return torch.optim.Adam(list(parameters), stage.learning_rate, (stage.beta1, 0.999), fused=True)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_steps_do_nothing_that_a_graph_forbids(images, encoder, monkeypatch):
+    watched = []
+
+    def watch(step, state):
+        def under_watch(chosen: Tensor) -> Tensor:
+            watched.append(len(chosen))
+            with Watch():
+                return step(chosen)
+
+        return under_watch
+
+    monkeypatch.setattr(train, "capture", watch)
+    monkeypatch.setattr(train, "adam", fused_adam)
+    train_both(config(encoder), images)
+    assert watched == [4] * 8, "two epochs of two steps in each stage"
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: torch.tensor([1.0]) * x,
+        lambda x: x.to("meta"), lambda x: 1 if x.sum() > 0 else 0, lambda x: torch.unique(x),
+        lambda x: x[:, int(x[0, 0])], lambda x: torch.equal(x, x),
+    ],
+)  # fmt: skip
+def test_what_a_graph_forbids_is_noticed(forbidden):
+    with pytest.raises(AssertionError, match=r"^aten\..* (looks at values|from the host|to another device)"), Watch():
+        forbidden(torch.ones(2, 2))
+
+
+def test_a_usual_optimiser_would_be_noticed(images, monkeypatch):
+    monkeypatch.setattr(train, "capture", lambda step, state: lambda chosen: watched(step, chosen))
+
+    def watched(step, chosen):
+        with Watch():
+            return step(chosen)
+
+    with pytest.raises(AssertionError, match=r"looks at values|from the host"):
+        train_attention(config(), images, device=CPU, progress=False)
+
+
+# --- what a recording leaves -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> list[RecordedStep]:
+    """Record steps on the processor, with a stand-in for CUDA's graph; gives the recorded steps."""
+    recorded: list[RecordedStep] = []
+
+    class Graph:
+        def register_generator_state(self, generator: torch.Generator) -> None:
+            assert generator is recorded[-1].state.generator
+
+        def replay(self) -> None:
+            recorded[-1].losses.copy_(recorded[-1].step(recorded[-1].chosen))
+
+    @contextmanager
+    def record(graph, stream):
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    cuda = SimpleNamespace(
+        CUDAGraph=Graph, graph=record, Stream=lambda device: stream, current_stream=lambda device: stream,
+        stream=lambda stream: nullcontext(),
+    )  # fmt: skip
+
+    def always(step, state):
+        recorded.append(RecordedStep(step, state))
+        return recorded[-1]
+
+    monkeypatch.setattr(graph, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(train, "capture", always)
+    return recorded
+
+
+def test_on_the_processor_the_step_is_taken_as_it_is(images):
+    def step(chosen: Tensor) -> Tensor:
+        return chosen
+
+    assert capture(step, State(None, {}, {}, torch.Generator(), images, 0)) is step
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_recording_leaves_no_trace_in_weights_statistics_optimisers_or_draws(images, encoder, request):
+    eager = train_both(config(encoder), images)
+    steps = request.getfixturevalue("stand_in")
+    recorded = train_both(config(encoder), images)
+    assert len(steps) == 2
+    assert eager.keys() == recorded.keys()
+    assert [name for name in eager if not torch.equal(eager[name], recorded[name])] == []
+
+
+def test_training_resumes_through_a_recording(images, tmp_path, stand_in):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = train_both(config(epochs=3), images, folder=whole)
+    for epochs in (1, 3):
+        again = train_attention(config(epochs=epochs), images, device=CPU, folder=parts, save_seconds=0, progress=False)
+    network = again[0]
+    for epochs in (1, 3):
+        adgan = train_adgan(
+            config(epochs=epochs), images, network, anomalies=255 - images[:5], device=CPU, folder=parts,
+            save_seconds=0, progress=False,
+        )  # fmt: skip
+    for part, module in {"network": network, "discriminator": again[1], "adgan": adgan}.items():
+        assert all(torch.equal(value, expected[f"{part}.{name}"]) for name, value in module.state_dict().items())
+
+
+def test_a_finished_stage_is_not_recorded_again(images, tmp_path, stand_in):
+    for _ in range(2):
+        train_attention(config(), images, device=CPU, folder=tmp_path, progress=False)
+    assert [step.graph is None for step in stand_in] == [False, True]
+
+
+def test_batches_of_another_size_are_refused(images, stand_in):
+    train_attention(config(), images, device=CPU, progress=False)
+    with pytest.raises(ValueError, match="was recorded for 4 images, not 3; record another for them"):
+        stand_in[0](torch.arange(3))
+
+
+def test_the_moving_average_is_pytorchs_to_the_bit():
+    for decay in (0.0, 0.9, 0.99, 1.0):
+        torch.manual_seed(0)
+        adgan = ADGAN(AttentionNetwork(config().attention).encoder, config().attention, 32)
+        judge = judge_of(adgan)
+        ours, theirs = MovingAverage(judge, decay, CPU), AveragedModel(judge, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for _ in range(4):
+            for value in judge.state_dict().values():
+                value.copy_(torch.randn(value.shape) if value.is_floating_point() else value + 1)
+            ours.update_parameters(judge)
+            theirs.update_parameters(judge)
+            for one, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+                assert torch.equal(one, other)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+FULL = RunConfig(
+    size=32,
+    attention=AttentionConfig(encoder="resnet18", epochs=5, batch=16, adv_weight=0.01, adv_ano_weight=0.01),
+    adgan=ADGANConfig(epochs=5, batch=16, synthetic_fakes=True, train_features=True),
+)
+
+
+@pytest.fixture(scope="module")
+def many() -> Tensor:
+    return torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def losses_of(encoder: str, images: Tensor, *, recorded: bool, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Losses of 20 steps of each stage on the GPU, [20, 5] and [20, 3]; stage 2 stands on an untrained network."""
+    kept: list[Tensor] = []
+
+    def keep(step, state):
+        step = capture(step, state) if recorded else step
+        assert isinstance(step, RecordedStep) == recorded
+
+        def keeping(chosen: Tensor) -> Tensor:
+            kept.append(step(chosen).clone())
+            return kept[-1]
+
+        return keeping
+
+    full = replace(FULL, seed=seed, attention=replace(FULL.attention, encoder=encoder))
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    network: nn.Module = AttentionNetwork(full.attention).to(device, memory_format=torch.channels_last).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "capture", keep)
+        train_attention(full, images, device=device, progress=False)
+        train_adgan(full, images, copy.deepcopy(network), device=device, progress=False)
+    assert len(kept) == 40
+    return torch.stack(kept[:20]).cpu(), torch.stack(kept[20:]).cpu()
+
+
+@gpu
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_twenty_steps_of_a_graph_have_the_losses_of_eager_ones(many, encoder):
+    """To what two eager trainings differ by, doubled, and one rounding of a loss's terms to bfloat16, 2**-8 of them.
+
+    The kernels and the draws are the same, but sums that run in no fixed order (cuDNN's gradients of weights) differ
+    from run to run; Adam's first steps carry each such difference into the weights. Another seed stands for what a
+    wrong draw or a state not put back would do.
+    """
+    eager, again, recorded, other = (
+        losses_of(encoder, many, **kind)
+        for kind in ({"recorded": False}, {"recorded": False}, {"recorded": True}, {"recorded": False, "seed": 1})
+    )
+    for stage in (0, 1):
+        bound = 2 * (eager[stage] - again[stage]).abs().amax(0) + 2**-8 * eager[stage].abs()
+        print(f"{encoder}, stage {stage + 1}: difference and bound by term", flush=True)
+        print((eager[stage] - recorded[stage]).abs().amax(0).tolist(), bound.amax(0).tolist(), flush=True)
+        assert ((eager[stage] - recorded[stage]).abs() <= bound).all()
+        assert ((eager[stage] - other[stage]).abs() > bound).any(1)[0], "the first step of another seed stands out"
+
+
+@gpu
+def test_training_resumes_on_a_gpu_through_a_graph(many, tmp_path):
+    """The generator goes on where it was: the first loss after resuming is that of the training in one piece."""
+    device, more = torch.device("cuda"), {"progress": False, "save_seconds": 0}
+    logs = {}
+    for name, all_epochs in {"whole": (5,), "again": (5,), "parts": (2, 5)}.items():
+        (tmp_path / name).mkdir()
+        for epochs in all_epochs:
+            full = replace(FULL, attention=replace(FULL.attention, epochs=epochs))
+            train_attention(full, many, device=device, folder=tmp_path / name, **more)
+        lines = (tmp_path / name / "log.csv").read_text().splitlines()[1:]
+        logs[name] = torch.tensor([float(line.split(",")[3]) for line in lines]).reshape(5, -1)
+    bound = 2 * (logs["whole"] - logs["again"]).abs().amax(0) + 2**-8 * logs["whole"].abs()
+    assert ((logs["whole"] - logs["parts"]).abs() <= bound).all()
