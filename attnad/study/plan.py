@@ -39,21 +39,21 @@ def classes_there(table: str, root: Path | None) -> Sequence[str]:
 def everything(
     root: Path | None, *, classes: Sequence[str] | None, seeds: Sequence[int], **arguments: Any
 ) -> tuple[list[Job], list[str]]:
-    """Every table's jobs in the order of ORDER, seed by seed, and a line for each table whose data are not there."""
+    """Every table's jobs in the order of ORDER, seed by seed, and lines on tables whose data are not there."""
     there: dict[str, list[str]] = {}
-    absent = []
+    absent: dict[str, list[str]] = {}  # by the reason
     for table in ORDER:
         try:
             if DATA[table] == "cifar10":
                 find_cifar10(root)  # downloads it where it can, once for all runs
             there[table] = [name for name in classes_there(table, root) if classes is None or name in classes]
         except DataError as error:
-            absent.append(f"{table} is left out: {error}")
+            absent.setdefault(str(error), []).append(table)
     planned = []
     for seed in seeds:
         for table, names in there.items():
             planned += jobs(table, classes=names, seeds=[seed], **arguments)
-    return planned, absent
+    return planned, [f"left out: {', '.join(names)}: {error}" for error, names in absent.items()]
 
 
 def missing(planned: Sequence[Job], results: Path) -> list[Job]:
