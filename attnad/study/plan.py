@@ -14,10 +14,10 @@ from attnad.study.results import read_results
 from attnad.study.tables import CLASSES, DATA, MVTEC_CATEGORIES, Job, folder_name, jobs
 
 # The most telling first. The paper's claim is that ADGAN on attention finds anomalies: on ten classes (table 2, whose
-# runs give table 5 as well), then where they are (table 3). Why it works comes next (tables 4 and 1), and last our own
-# studies of shortened runs. All tables' first seed comes before any second: a figure for each cell tells more than the
-# spread of a few.
-ORDER = ("table2", "table5", "table3", "table4", "table1", "textures", "defects")
+# runs give table 5 as well), then where they are (table 3), and beside them what goes beyond the paper. Why it works
+# comes next (tables 4 and 1), and last our own studies. All tables' first seed comes before any second: a figure for
+# each cell tells more than the spread of a few.
+ORDER = ("table2", "table5", "table3", "beyond", "table4", "table1", "textures", "surfaces", "defects")
 
 
 def root_of(data: str, root: Path | None) -> Path:
