@@ -107,11 +107,12 @@ class Reproduce:
     """Run what is missing of one of the paper's tables and print it beside the paper's. Finished runs are skipped."""
 
     table: tyro.conf.Positional[
-        Literal["table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces"]
+        Literal["table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "all"]
     ]
     """The paper's table, or a study of our own: textures, what each deviation from the paper does, on the embedded
     data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe strong adds to
-    features without training, on MVTec AD; surfaces, the same on the embedded data."""
+    features without training, on MVTec AD; surfaces, the same on the embedded data. all: every table, the most telling
+    runs first, those alone that results.csv has no rows of."""
     classes: tuple[str, ...] | None = None
     """Classes or categories; by default all of the table's that are there."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -130,6 +131,11 @@ class Reproduce:
     """Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which."""
     engine: Literal["local", "ray"] = "local"
     """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
+    jobs: int = 1
+    """Runs at once on this machine, each in a process of its own with its share of the cores."""
+    minutes: float | None = None
+    """Begin only runs that can end within this time, by the seconds of earlier ones; at its end, runs on the way save
+    their states and stop. The same command goes on."""
     jobs_per_gpu: int = 1
     """With Ray: runs that share a GPU."""
     runs: Path = Path("runs")

@@ -27,5 +27,9 @@ class TrainingError(AttnadError, RuntimeError):
     """Training or scoring cannot go on; the message says why and what is kept."""
 
 
+class Stopped(AttnadError, RuntimeError):
+    """Training was asked to stop; its state is saved, and the same command goes on."""
+
+
 class CheckpointError(AttnadError, RuntimeError):
     """A file of a run that is missing, damaged or of another version."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ from attnad.checkpoint import (
     save_tensors,
     write_atomically,
 )
-from attnad.errors import CheckpointError, TrainingError
+from attnad.errors import CheckpointError, Stopped, TrainingError
 
 SAVE_SECONDS = 20.0  # training state is saved at the first end of an epoch this long after the last
+stopping = threading.Event()  # once set, every training of this process saves its state after its epoch and stops
 
 
 def fingerprint(images: Tensor) -> str:
@@ -121,16 +123,20 @@ class State:
     def save(self, epoch: int, *, last: bool) -> None:
         """Save the state after an epoch, if it is time to or the epoch is the last.
 
-        Raises TrainingError where a value of the state is not finite: what is saved is always fit to go on with.
+        Raises TrainingError where a value of the state is not finite: what is saved is always fit to go on with; and
+        Stopped once `stopping` is set, the state saved.
         """
         tensors = {"epoch": torch.tensor(epoch), "generator": self.generator.get_state(), "data": self.data}
         tensors |= self.tensors()
         for name, value in tensors.items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise self.not_finite(f"{name} is no longer finite after epoch {epoch}")
-        if self.path is not None and (last or time.monotonic() - self.saved_at >= self.save_seconds):
+        stop = stopping.is_set() and not last
+        if self.path is not None and (last or stop or time.monotonic() - self.saved_at >= self.save_seconds):
             save_tensors(self.path, tensors)
             self.saved_at = time.monotonic()
+        if stop:
+            raise Stopped(f"stopped after epoch {epoch}; the same command goes on from there")
 
     def check(self, losses: Tensor, terms: Sequence[str], epoch: int) -> None:
         """Look at the last of an epoch's losses so far [steps, terms].

@@ -1,10 +1,12 @@
-"""Carrying out a table's runs, one after the other here or all at once on a Ray cluster, into results.csv."""
+"""Carrying out tables' runs, here, many at once in processes or on a Ray cluster, into results.csv."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,15 @@ from attnad.config import RunConfig
 from attnad.data import TestSet, load_test
 from attnad.data.layouts import data_root as find_root
 from attnad.data.layouts import find_folder
-from attnad.errors import DataError, PackageError, TrainingError
-from attnad.run import evaluate_run, train_run
+from attnad.errors import PackageError, SettingError, Stopped, TrainingError
+from attnad.run import evaluate_run, machine_facts, train_run
+from attnad.study import tables
+from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
+from attnad.study.processes import run_in_processes, share_of_cores
 from attnad.study.results import current_commit, rows, write_results
 from attnad.study.summary import Summary, summary
-from attnad.study.tables import CLASSES, MVTEC_CATEGORIES, Job, folder_name, jobs
+from attnad.study.tables import MVTEC_CATEGORIES, Job, folder_name
+from attnad.train import pick_device
 
 
 def measure(
@@ -36,7 +42,7 @@ def measure(
 
     Returns what `evaluate_run` returns, with "facts", "dataset" and "commit"; raises what training and data raise.
     """
-    folder = runs / folder_name(config)
+    folder, data_root = runs / folder_name(config), root_of(config.data, data_root)
     path = folder / "metrics.json"
     if path.exists():
         return load_json(path)
@@ -127,32 +133,58 @@ def reproduce(
     data_root: Path | None = None,
     device: str = "auto",
     engine: str = "local",
+    jobs: int = 1,
     jobs_per_gpu: int = 1,
+    minutes: float | None = None,
     runs: Path = Path("runs"),
     results: Path = Path("book/results"),
-) -> Summary:
+) -> Summary | None:
     """Run what is missing of a table, write results.csv as each run ends, and return the table beside the paper's.
 
-    `classes` defaults to all of the table's; of MVTec AD, to the categories that are there. Raises TrainingError at
-    the end where runs failed, naming each; the others have run by then.
+    `classes` defaults to all of the table's; of MVTec AD, to the categories that are there. With `jobs` above 1 that
+    many runs go at once, each in a process of its own. Table "all" is every table, the most telling runs first
+    (`attnad.study.plan.ORDER`), without those that results.csv has rows of on any machine; a table whose data are
+    not there is left out, and nothing is returned. With `minutes`, only runs that can end in time are begun, by the
+    seconds of earlier ones, and at the end of the time those that run save their states and stop: call again to go on.
+    Raises TrainingError at the end where runs failed, naming each; the others have run by then.
     """
-    root = find_root(data_root)
-    if CLASSES[table] is MVTEC_CATEGORIES:
-        root = root / "mvtec_ad" if (root / "mvtec_ad").is_dir() else root
-        classes = classes or [name for name in MVTEC_CATEGORIES if (root / name / "train").is_dir()]
-        if not classes:
-            raise DataError(
-                f"{root}: holds no category of MVTec AD, such as bottle/train; name its folder: --data-root"
-            )
-    planned = jobs(table, classes=classes or CLASSES[table], seeds=seeds, recipe_name=recipe_name, overrides=overrides)
-    arguments = {"runs": runs.resolve(), "data_root": root.resolve(), "device": device, "commit": current_commit()}
+    if engine == "ray" and (jobs > 1 or minutes is not None):
+        raise SettingError("--jobs and --minutes are for this machine; leave them out, or --engine ray")
+    if jobs < 1 or (minutes is not None and not minutes > 0):
+        raise SettingError(f"--jobs {jobs}, --minutes {minutes}: give 1 or more, and more than 0")
+    started, absent, seconds = time.monotonic(), [], None
+    values = {"seeds": seeds, "recipe_name": recipe_name, "overrides": overrides}
+    if table == "all":
+        planned, absent = everything(data_root, classes=classes, **values)
+        planned = missing(planned, results)
+    else:
+        planned = tables.jobs(table, classes=classes or classes_there(table, data_root), **values)
+    for line in absent:
+        print(line, flush=True)
+    root = find_root(data_root).resolve()
+    arguments = {"runs": runs.resolve(), "data_root": root, "device": device, "commit": current_commit()}
     if engine == "ray":
         ended = run_on_ray(planned, jobs_per_gpu=jobs_per_gpu, **arguments)
+    elif jobs > 1 or minutes is not None:
+        limits = {}
+        if minutes is not None:
+            name = machine_facts(pick_device(device))["device"]
+            seconds = Seconds(results, runs, device=name, threads=share_of_cores(jobs))
+            limits = {"deadline": started + 60 * minutes, "fits": seconds.fits}
+        ended = run_in_processes(measure, planned, workers=jobs, **limits, **arguments, progress=False)
     else:
         ended = run_locally(planned, **arguments)
-    failed = []
+    left, failed, stopped = list(planned), [], 0
     for i, (job, outcome) in enumerate(ended, 1):
-        label = f"[{i}/{len(planned)}] {job.name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"
+        name = f"{job.table}, {job.name}" if table == "all" else job.name
+        label = f"[{i}/{len(planned)}] {name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"
+        if isinstance(outcome, Stopped):
+            stopped += 1
+            print(f"{label}: {outcome}", flush=True)
+            continue
+        left.remove(job)
+        if seconds:
+            seconds.note(job)
         if isinstance(outcome, Exception):
             failed.append(f"{label}: {type(outcome).__name__}: {outcome}")
             print(f"{failed[-1]}", file=sys.stderr)
@@ -160,8 +192,14 @@ def reproduce(
         new = rows(job, outcome)
         write_results(results / "results.csv", new)
         print(f"{label}: " + ", ".join(f"{row['metric']} {float(row['value']):.3f}" for row in new), flush=True)
-    found = summary(table, results)
-    print(found.text())
+    if minutes is not None or table == "all":
+        done, spent = len(planned) - len(left) - len(failed), (time.monotonic() - started) / 60
+        by_table = ", ".join(f"{name} {n}" for name, n in Counter(job.table for job in left).items())
+        print(f"{spent:.1f} minutes: {done} done, {len(failed)} failed, {stopped} stopped with their states saved")
+        print(f"left: {len(left)} ({by_table}); the same command goes on" if left else "left: none")
+    found = None if table == "all" else summary(table, results)
+    if found:
+        print(found.text())
     if failed:
         raise TrainingError(f"{len(failed)} of {len(planned)} runs failed:\n" + "\n".join(failed))
     return found
