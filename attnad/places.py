@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
+from attnad.checkpoint import module_tensors, optimizer_tensors
+from attnad.graph import capture
 from attnad.losses import adversarial_loss
 from attnad.models import EfficientNetLite0, ResNet18
 
@@ -148,8 +150,11 @@ def train_judge(
     judge that has become no better there than its start is put back to it, so that training cannot make it worse.
     """
 
-    def draw() -> tuple[Tensor, Tensor]:
-        z = real[torch.randint(len(real), (batch,), generator=generator, device=real.device)].float()
+    def choose() -> Tensor:
+        return torch.randint(len(real), (batch,), generator=generator, device=real.device)
+
+    def real_and_fake(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        z = real[chosen].float()
         return z, z + noise * torch.randn(z.shape, generator=generator, device=real.device)
 
     @torch.no_grad()
@@ -157,16 +162,27 @@ def train_judge(
         judge.eval()
         return -adversarial_loss(judge(aside[0]), judge(aside[1])).item()
 
-    aside, start = draw(), {name: value.clone() for name, value in judge.state_dict().items()}
+    aside, start = real_and_fake(choose()), {name: value.clone() for name, value in judge.state_dict().items()}
     before = loss_aside()
     judge.train()
-    optimizer = torch.optim.AdamW(judge.parameters(), learning_rate, weight_decay=1e-5)
-    for _ in range(steps):
-        logits = judge(torch.cat(draw()))
+    cuda = real.is_cuda
+    optimizer = torch.optim.AdamW(
+        judge.parameters(), learning_rate, weight_decay=1e-5, fused=cuda or None, capturable=cuda
+    )
+
+    def step_on(chosen: Tensor) -> Tensor:
+        logits = judge(torch.cat(real_and_fake(chosen)))
         loss = -adversarial_loss(*logits.chunk(2))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return loss.detach()
+
+    step_on = capture(
+        step_on, generator, lambda: module_tensors("judge", judge) | optimizer_tensors("optimizer", optimizer)
+    )
+    for _ in range(steps):
+        step_on(choose())
     after = loss_aside()
     if not after < before:
         judge.load_state_dict(start)

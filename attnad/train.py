@@ -181,7 +181,7 @@ def train_attention(
         noise = _normal_noise(network.latent_shape(torch.cat([x, x_ano])), generator)
         return attention_step(network, discriminator, optimizer_g, optimizer_d, stage, x, x_ano, a_ano, noise)
 
-    step_on = capture(step_on, state)
+    step_on = capture(step_on, generator, state.tensors)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="attention network", disable=not progress) as bar:
         for epoch in range(done + 1, stage.epochs + 1):
             started = time.perf_counter()
@@ -333,7 +333,7 @@ def train_adgan(
         pairs = [(x_ano, x_ano[:, :1] if stage.pixels else draw_maps(network, x_ano)) for x_ano in anomalous]
         return adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], pairs)
 
-    step_on = capture(step_on, state)
+    step_on = capture(step_on, generator, state.tensors)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="ADGAN", disable=not progress) as bar:
         for epoch in range(done + 1, stage.epochs + 1):
             started = time.perf_counter()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attnad import train
 from attnad.augmentations import synthesize
@@ -170,6 +171,25 @@ def test_a_step_of_stage_2_is_a_gan_on_masked_features(stage1, further, train_fe
     for name, value in average.module.named_parameters():
         torch.testing.assert_close(value, 0.75 * judges[0][name] + 0.25 * judges[1][name], rtol=1e-3, atol=2e-5)
     assert all(p.requires_grad for p in adgan.discriminator.parameters())
+
+
+def test_the_moving_average_is_pytorchs_to_the_bit(stage1):
+    for decay in (0.0, 0.9, 0.99, 1.0):
+        torch.manual_seed(0)
+        adgan = ADGAN(stage1[0].encoder, STAGE1, SIZE)
+        judge = train.judge_of(adgan)
+        ours, theirs = (
+            MovingAverage(judge, decay, torch.device("cpu")),
+            AveragedModel(judge, multi_avg_fn=get_ema_multi_avg_fn(decay)),
+        )
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for _ in range(4):
+            for value in judge.state_dict().values():
+                value.copy_(torch.randn(value.shape) if value.is_floating_point() else value + 1)
+            ours.update_parameters(judge)
+            theirs.update_parameters(judge)
+            for one, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+                assert torch.equal(one, other)
 
 
 # --- what the loops hand over ----------------------------------------------------------------------------------------
