@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnad import cli
+from attnad import cli, commands
 from attnad.augmentations import boxes_to_map
 from attnad.config import AugmentConfig, RunConfig, recipe
 from attnad.data import load_train
@@ -25,7 +25,7 @@ def tiny(*_: str) -> RunConfig:
 
 
 def test_the_command_measures_both_pipelines(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "recipe", tiny)
+    monkeypatch.setattr(commands, "recipe", tiny)
     out = tmp_path / "new" / "bench.json"
     options = ["--size", "32", "--images", "16", "--epochs", "1", "--workers", "0", "--device", "cpu"]
     assert cli.main(["bench", "--json", str(out), *options]) == 0

@@ -20,9 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad.cli import main, parse_arguments
-from attnad.config import RunConfig, recipe
+from attnad.arguments import parse_arguments
+from attnad.cli import main
+from attnad.config import RECIPES, RunConfig, recipe
 from attnad.data import textures
+from attnad.detectors import DETECTORS
 from attnad.metrics import METRICS
 
 ATTNAD = Path(sys.executable).with_name("attnad")
@@ -116,6 +118,10 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
         word in text
         for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,neighbours}", "efficientnet-lite0")
     )
+
+
+def test_the_names_of_the_recipes_are_those_of_the_detectors():
+    assert tuple(DETECTORS) == RECIPES
 
 
 def test_help_of_the_other_commands(capsys, monkeypatch):
@@ -359,7 +365,7 @@ def test_ctrl_c_elsewhere_is_one_line_too(run, tiles, capsys, monkeypatch, comma
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("attnad.cli.load_run", interrupted)
+    monkeypatch.setattr("attnad.commands.load_run", interrupted)
     extra = [str(tiles), "--out", "out"] if command == "score" else []
     capsys.readouterr()
     assert main([command, str(run), *extra]) == 130

@@ -77,8 +77,8 @@ def test_half_precision_weights_cost_little_and_halve_the_file(tmp_path, monkeyp
 
 
 def test_the_command_and_what_the_file_says_of_itself(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("attnad.cli.load_run", lambda folder, device: random_run())
-    monkeypatch.setattr("attnad.cli.current_commit", lambda: "abc123")
+    monkeypatch.setattr("attnad.commands.load_run", lambda folder, device: random_run())
+    monkeypatch.setattr("attnad.commands.current_commit", lambda: "abc123")
     path = tmp_path / "new" / "model.onnx"
     assert main(["export", "run", str(path)]) == 0
     assert f"{path}: 0." in capsys.readouterr().out

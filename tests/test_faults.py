@@ -46,7 +46,7 @@ from test_run import write_images
 from torchvision.datasets import CIFAR10, utils
 from tqdm import tqdm
 
-from attnad import checkpoint, cli, data
+from attnad import checkpoint, cli, commands, data
 from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors
 from attnad.cli import main
 from attnad.config import RunConfig, from_dict, recipe, to_dict
@@ -115,7 +115,7 @@ def carry_out(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     small_study()
     tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive a kill
-    cli.train_run = engines.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
+    commands.train_run = engines.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
     if slow:
         checkpoint.open = slow_open
     if after:

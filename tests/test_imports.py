@@ -30,6 +30,8 @@ ROWS = [
     ("study.results", "study.processes", "show.explore"),
     ("study.summary", "study.plan"),
     ("study.engines",),
+    ("arguments",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 ]
@@ -124,6 +126,23 @@ def test_importing_the_package_alone_is_cheap(tmp_path):
     loaded = set(run(code, tmp_path))
     assert "attnad" in loaded
     assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy"}
+
+
+def test_help_needs_nothing_slow(tmp_path):
+    code = """
+import contextlib, io, json, sys
+from attnad.__main__ import main
+for arguments in (["--help"], ["train", "--help"], ["reproduce", "--help"], ["train", "--recipe", "nothing"]):
+    sys.argv = ["attnad", *arguments]
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())), contextlib.suppress(SystemExit):
+        main()
+    if "nothing" not in arguments:
+        loaded = sorted(sys.modules)
+print(json.dumps(loaded))
+"""
+    loaded = set(run(code, tmp_path))
+    assert "attnad.arguments" in loaded
+    assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy", "attnad.commands"}
 
 
 def test_importing_has_no_side_effect(tmp_path):

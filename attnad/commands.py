@@ -1,0 +1,199 @@
+"""What each command of the command line does: see `attnad.arguments` for what they take."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import textwrap
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from attnad.arguments import Bench, Evaluate, Export, Figure, Reproduce, Score
+from attnad.checkpoint import write_atomically
+from attnad.data import classes, load_images, load_test, load_train
+from attnad.detectors import recipe
+from attnad.errors import SettingError
+from attnad.metrics import METRICS
+from attnad.run import Run, evaluate_run, load_run, train_run
+from attnad.show.export import export_run
+from attnad.show.plotting import choose, gallery, overlay
+from attnad.show.report import write_report
+from attnad.study.bench import bench as run_bench
+from attnad.study.bench import table as bench_table
+from attnad.study.engines import reproduce as reproduce_table
+from attnad.study.results import current_commit
+from attnad.train import pick_device
+
+
+def train(command: Any) -> None:
+    """Carry out `attnad train`."""
+    config = command.config_type(**{f.name: getattr(command, f.name) for f in fields(command.config_type)})
+    name = "-".join(filter(None, [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]))
+    out = command.out or Path("runs") / name
+    try:
+        run = train_run(config, out, device=command.device, data_root=command.data_root)
+    except KeyboardInterrupt:
+        remedy = f"run the same command again to go on from the last saved epoch in {out}"
+        raise KeyboardInterrupt(remedy) from None
+    seconds = sum(run.facts["seconds"].values())
+    print(f"Trained on {run.facts['n_train']} normal images in {seconds:.0f} s on {run.facts['device']}: {out}")
+    labelled = classes(config.data, command.data_root)
+    print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
+
+
+def evaluate(command: Evaluate) -> None:
+    """Carry out `attnad evaluate`."""
+    run = load_run(command.run, device=command.device)
+    config = run.config
+    data, normal_class = command.data or config.data, command.normal_class or config.normal_class
+    test = load_test(data, size=config.size, normal_class=normal_class, root=command.data_root)
+    result = {"run": str(command.run), "data": data, "normal_class": normal_class, **evaluate_run(run, test)}
+    if command.json is not None:
+        command.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(command.json, json.dumps(result, indent=2) + "\n")
+    print(_table(run, result))
+
+
+def _figure(value: Any) -> str:
+    return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
+
+
+def _table(run: Run, result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['data']}: {result['n']} images, {result['n_pixel_images']} with known masks; "
+        f"encoder {result['encoder']}, {run.config.size} px, seed {run.config.seed}",
+        "",
+    ]
+    lines += [f"{name:<20} {_figure(result[name])}" for name in METRICS]
+    lines += ["", f"image AUROC by score (the recipe's own is {result['image_score']})"]
+    lines += [f"  {name:<18} {_figure(value)}" for name, value in result["image_auroc_by_score"].items()]
+    lines += ["", f"{'by kind':<20} {'n':>5}  image  pixel AUROC"]
+    for kind, row in result["by_kind"].items():
+        lines.append(f"  {kind:<18} {row['n']:>5}  {_figure(row['image_auroc'])}  {_figure(row['pixel_auroc'])}")
+    return "\n".join(lines)
+
+
+def score(command: Score) -> None:
+    """Carry out `attnad score`."""
+    run = load_run(command.run, device=command.device)
+    batch = load_images(command.images, size=run.config.size)
+    scores = run.score(batch.images)
+    if scores.maps is None:
+        raise SettingError(f"{command.run} judges whole images and draws no maps for a report; train it on patches")
+    report = write_report(
+        command.out,
+        paths=batch.paths,
+        images=batch.images,
+        sizes=batch.sizes,
+        maps=scores.maps,
+        scores=run.image_scores(scores).tolist(),
+        threshold=run.facts["threshold"],
+        title=f"Anomalies among {len(batch.paths)} images",
+        notes={
+            "Run": str(command.run),
+            "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
+            "Image score": run.config.image_score,
+            "Encoder": run.config.encoder,
+            "Seed": str(run.config.seed),
+            "Threshold": run.facts["threshold_from"],
+        },
+    )
+    flagged = sum(value > run.facts["threshold"] for value in run.image_scores(scores).tolist())
+    print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
+
+
+def reproduce(command: Reproduce) -> None:
+    """Carry out `attnad reproduce`."""
+    values = dict(vars(command))
+    names = {
+        "encoder": "attention.encoder",
+        "size": "size",
+        "epochs": "attention.epochs",
+        "adgan_epochs": "adgan.epochs",
+    }
+    given = {key: values.pop(name) for name, key in names.items()}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    for text in values.pop("set"):
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text}: give NAME=VALUE, such as attention.kl_weight=1.0")
+        try:
+            overrides[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            overrides[name.replace("-", "_")] = value  # a word
+    reproduce_table(values.pop("table"), recipe_name=values.pop("recipe"), overrides=overrides, **values)
+
+
+def figure(command: Figure) -> None:
+    """Carry out `attnad figure`."""
+    runs = [load_run(folder, device=command.device) for folder in command.runs]
+    names = command.names or tuple(folder.resolve().name for folder in command.runs)
+    if not len(runs) == len(set(names)) == len(names) > 0:
+        raise SettingError(f"{len(runs)} runs, called {', '.join(names)}; give one or more, and --names, no name twice")
+    config = runs[0].config
+    for folder, run in zip(command.runs, runs, strict=True):
+        if any(getattr(run.config, name) != getattr(config, name) for name in ("data", "normal_class", "size")):
+            raise SettingError(f"{folder}: its data or size differ from those of {command.runs[0]}; draw it by itself")
+    test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=command.data_root)
+    try:
+        drawn = [i for i, known in enumerate(test.has_mask.tolist()) if known or not test.has_mask.any()]
+        chosen = [drawn[i] for i in choose([test.kinds[i] for i in drawn], command.columns, seed=command.seed)]
+        rows = {"image": test.images[chosen]}
+        for name, run in zip(names, runs, strict=True):
+            scores, label = run.score(rows["image"]), f"\n{textwrap.fill(name, 18)}" if len(runs) > 1 else ""
+            if command.reconstruction:
+                rows[f"reconstruction{label}"] = scores.x_re
+            rows[f"attention{label}"] = 1 - scores.maps.clamp(0, 1)
+        if len(runs) == 1:
+            rows["overlay"] = overlay(rows["image"], rows["attention"])
+        if test.has_mask.any():
+            rows["ground truth"] = test.masks[chosen]
+        encoders = {run.config.encoder for run in runs}
+        shared = next(iter(encoders)) if len(encoders) == 1 else None
+        title = filter(None, [config.data, config.normal_class, shared, f"{config.size} px"])
+        picture = gallery(rows, [test.kinds[i].replace("/", "\n") for i in chosen], title=", ".join(title))
+        content = io.BytesIO()
+        picture.savefig(content, format=command.out.suffix.lstrip(".") or "png")
+    except ValueError as error:
+        raise SettingError(f"no figure: {error}") from error
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(command.out, content.getvalue())
+    print(f"{len(chosen)} images: {command.out}")
+
+
+def bench(command: Bench) -> None:
+    """Carry out `attnad bench`."""
+    config = replace(recipe(command.recipe, "textures"), size=command.size)
+    if command.encoder:
+        config = replace(config, attention=replace(config.attention, encoder=command.encoder))
+    images = load_train("textures", size=command.size).images[: max(0, command.images)]
+    batch = max(config.attention.batch, config.adgan.batch)
+    if len(images) < batch or command.epochs < 1:
+        raise SettingError(f"--images {command.images}, --epochs {command.epochs}: give {batch} or more, and 1 or more")
+    device = pick_device(command.device)
+    result = run_bench(config, images, device=device, epochs=command.epochs, workers=command.workers)
+    if command.json is not None:
+        command.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(command.json, json.dumps(result, indent=2) + "\n")
+    print(bench_table(result))
+
+
+def export(command: Export) -> None:
+    """Carry out `attnad export`."""
+    run = load_run(command.run, device="cpu")
+    command.model.parent.mkdir(parents=True, exist_ok=True)
+    export_run(run, command.model, commit=current_commit())
+    print(f"{command.model}: {command.model.stat().st_size / 1e6:.1f} MB, images of {run.config.size} pixels")
+
+
+CARRY_OUT = {
+    Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
+    Export: export,
+}  # fmt: skip
+
+
+def carry_out(command: Any) -> None:
+    """Carry out a command that `attnad.arguments.parse_arguments` has read."""
+    CARRY_OUT.get(type(command), train)(command)
