@@ -172,7 +172,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a finished run as one ONNX file: image [1, 3, s, s] in, attention map, reconstruction and scores out."""
+    """Write a finished run as one ONNX file: image [1, 3, s, s] in, map and scores out."""
 
     run: tyro.conf.Positional[Path]
     """Folder of a finished run."""

@@ -19,6 +19,8 @@ from attnad.detectors import recipe, strong
 from attnad.errors import CheckpointError, DataError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.run import Run, evaluate_run, load_run, train_run
+from attnad.show.explore import PaintDefect
+from attnad.show.export import export_run, load_exported
 from attnad.state import read_log
 
 SIZE = 64
@@ -210,6 +212,20 @@ def test_the_command_line_from_photographs_to_a_report(few, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Recipe strong, as for every folder of images" in said
     assert f"Next: attnad score {out} FOLDER --out report" in said
+
+
+def test_an_exported_run_answers_as_the_run(run, test_set, tmp_path):
+    """PyTorch and onnxruntime agree; convolutions' weights are stored in half precision."""
+    export_run(run[0], tmp_path / "strong.onnx", commit="abc")
+    exported, images = load_exported(tmp_path / "strong.onnx"), test_set.images[::40]
+    found, wanted = exported.score(images), run[0].score(images)
+    torch.testing.assert_close(found.maps, wanted.maps, rtol=0, atol=5e-3)
+    for name in ("top", "peak"):
+        torch.testing.assert_close(found.image[name], wanted.image[name], rtol=5e-3, atol=5e-3)
+    assert (exported.facts["recipe"], exported.facts["size"]) == ("strong", SIZE)
+    assert exported.facts["threshold"] == pytest.approx(run[0].facts["threshold"])
+    with pytest.raises(ValueError, match="does not reconstruct images; give a run of recipe quick or paper"):
+        PaintDefect(exported, images)
 
 
 def test_levels_apart_mark_defects_more_sharply_than_joined(few, test_set, tmp_path):

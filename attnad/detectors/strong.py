@@ -106,7 +106,7 @@ def check_strong(config: StrongConfig) -> None:
             raise ValueError(f"{name} cannot be {value}; choose {range_}")
 
 
-class _Levels(nn.Module):
+class Levels(nn.Module):
     """Images to one distance map a level, the whole model: features, Gaussians, judges."""
 
     def __init__(self, config: StrongConfig, *, pretrained: bool):
@@ -133,6 +133,19 @@ class _Levels(nn.Module):
         judged = [judge.distance(each) for judge, each in zip(self.judges, white, strict=True)]
         return _mean([distance(each) for each in white]), _mean(judged)
 
+    def answer(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Image scores [n] and maps [n, s, s] in [0, 1) of images [n, 3, s, s] in [0, 1], in the order of ANSWERS."""
+        gaussian, judge = self(x)
+        smaller = torch.minimum(gaussian, judge)
+        highest = smaller.flatten(1).topk(max(1, smaller.shape[-2] * smaller.shape[-1] // 100), 1).values
+        size = x.shape[-2:]
+        squares = [interpolate(d, size=size, mode="bilinear")[:, 0].square() for d in (smaller, gaussian, judge)]
+        return highest.mean(1), highest[:, 0], *(square / (square + 4) for square in squares)
+
+
+# What `Levels.answer` gives, in its order: two image scores, then maps.
+ANSWERS = ("top", "peak", "smaller", "gaussian", "judge")
+
 
 def _mean(maps: list[Tensor]) -> Tensor:
     """Mean of maps [n, 1, h, w] of several sizes, at the first one's."""
@@ -143,7 +156,7 @@ def _mean(maps: list[Tensor]) -> Tensor:
 class Strong:
     """Features, Gaussians and judges, in evaluation mode."""
 
-    levels: _Levels
+    levels: Levels
 
     config_type = StrongConfig
     recipe = staticmethod(strong_recipe)
@@ -168,7 +181,7 @@ class Strong:
         It takes seconds, so what was stopped begins again.
         """
         started = time.perf_counter()
-        levels = _Levels(config, pretrained=True).to(device, memory_format=torch.channels_last).eval()
+        levels = Levels(config, pretrained=True).to(device, memory_format=torch.channels_last).eval()
         generator = torch.Generator(device).manual_seed(config.seed)
         log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
         # The Gaussians need all images before any can be whitened: the encoder sees them twice, and nothing is kept.
@@ -199,7 +212,7 @@ class Strong:
     @classmethod
     def load(cls, config: StrongConfig, folder: Path, *, device: torch.device) -> Strong:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
-        levels, path = _Levels(config, pretrained=False), folder / "strong.safetensors"
+        levels, path = Levels(config, pretrained=False), folder / "strong.safetensors"
         load_module("levels", levels, load_tensors(path), path)
         return cls(levels.to(device, memory_format=torch.channels_last).eval())
 
@@ -209,18 +222,9 @@ class Strong:
 
         What counts is the smaller of both distances: a place is normal where the Gaussians or the judges find it so.
         """
-        size, device = images.shape[-1], next(self.levels.parameters()).device
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("top", "peak", "gaussian", "judge", "smaller")}
-        for x in _batches(images, device):
-            gaussian, judge = self.levels(x)  # [b, 1, h, w] each
-            smaller = torch.minimum(gaussian, judge)
-            highest = smaller.flatten(1).topk(max(1, smaller[0].numel() // 100), 1).values
-            columns["top"].append(highest.mean(1))
-            columns["peak"].append(highest[:, 0])
-            for name, each in (("gaussian", gaussian), ("judge", judge), ("smaller", smaller)):
-                square = interpolate(each, size=(size, size), mode="bilinear")[:, 0].square()
-                columns[name].append(square / (square + 4))
-        found = {name: torch.cat(column).cpu() for name, column in columns.items()}
+        device = next(self.levels.parameters()).device
+        columns = zip(*(self.levels.answer(x) for x in _batches(images, device)), strict=True)
+        found = {name: torch.cat(column).cpu() for name, column in zip(ANSWERS, columns, strict=True)}
         parts = {name: found[name] for name in ("gaussian", "judge")}
         return Scores({name: found[name] for name in ("top", "peak")}, found["smaller"], parts)
 
@@ -230,7 +234,7 @@ def _batches(images: Tensor, device: torch.device, name: str | None = None, batc
     return (to_float(part.to(device)) for part in tqdm(images.split(batch), desc=name, disable=name is None))
 
 
-def _whitened(levels: _Levels, batches: Iterable[Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
+def _whitened(levels: Levels, batches: Iterable[Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
     """Whitened features of n images in half precision, a [m, c] for each level: all places, or as many as are kept."""
     parts: list[list[Tensor]] = [[] for _ in levels.places]
     for x in batches:

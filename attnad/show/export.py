@@ -1,8 +1,9 @@
 """A trained run as one ONNX file: what answers where there is no PyTorch, such as in a page of the book.
 
-The graph takes `image` [1, 3, s, s] in [0, 1] and gives `attention` [1, 1, s, s] (A_gen, 1 = normal), `reconstruction`
-[1, 3, s, s], `adgan` [1] (minus D2's logit) and `attention_score` [1] (mean of 1 - A_gen). Weights of convolutions are
-stored in half precision, which halves the file, and everything is computed in single precision.
+The graph takes `image` [1, 3, s, s] in [0, 1] and gives `attention` [1, 1, s, s] (1 = normal). Of the paper's detector
+that is A_gen, with `reconstruction` [1, 3, s, s], `adgan` [1] (minus D2's logit) and `attention_score` [1] (mean of
+1 - A_gen); of recipes strong and gaussian it is 1 minus the map, with `top` [1] and `peak` [1]. Weights of convolutions
+are stored in half precision, and everything is computed in single precision.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from torch.nn.utils import parametrize
 
 from attnad.checkpoint import write_atomically
 from attnad.detectors.paper import Paper
+from attnad.detectors.strong import Strong
 from attnad.errors import CheckpointError, PackageError, SettingError
 from attnad.run import Run
 from attnad.score import Scores
 from attnad.train import to_float
 
-OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")
+OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
+STRONG_OUTPUTS = ("attention", "top", "peak")  # of recipes strong and gaussian
 FACTS = ("size", "threshold", "image_score", "data", "normal_class", "recipe", "seed", "commit")  # metadata of the file
 
 
@@ -44,6 +47,18 @@ class _Graph(nn.Module):
         return out.a_gen, out.x_re, -logit, (1 - out.a_gen).mean((1, 2, 3))
 
 
+class _StrongGraph(nn.Module):
+    """Image to map and scores, as recipes strong and gaussian compute them."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self.levels = run.detector.levels
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        top, peak, smaller, *_ = self.levels.answer(image)
+        return 1 - smaller[:, None], top, peak
+
+
 def _plain(layer: nn.Conv2d) -> nn.Conv2d:
     """The same convolution without spectral norm, which is an iteration in training and a constant afterwards."""
     shape = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
@@ -55,8 +70,8 @@ def _plain(layer: nn.Conv2d) -> nn.Conv2d:
 def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     """Write a run as an ONNX file, atomically, with the facts about it in its metadata.
 
-    Raises PackageError where the packages that write ONNX are missing, SettingError on another detector than the
-    paper's, CheckpointError where a weight does not fit half precision.
+    Raises PackageError where the packages that write ONNX are missing, SettingError on a detector that
+    has no graph, CheckpointError where a weight does not fit half precision.
     """
     try:
         import onnx
@@ -64,12 +79,14 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     except ImportError as error:
         raise PackageError("ONNX files need an extra: pip install 'attnad[explore]'") from error
 
-    if not isinstance(run.detector, Paper):
-        raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose one of quick or paper")
-    graph = copy.deepcopy(_Graph(run)).cpu().eval()
+    graphs = {Paper: (_Graph, OUTPUTS), Strong: (_StrongGraph, STRONG_OUTPUTS)}
+    if type(run.detector) not in graphs:
+        raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose another recipe's")
+    graph_type, outputs = graphs[type(run.detector)]
+    graph = copy.deepcopy(graph_type(run)).cpu().eval()
     image = torch.zeros(1, 3, run.config.size, run.config.size)
     program = torch.onnx.export(
-        graph, (image,), input_names=["image"], output_names=list(OUTPUTS), dynamo=True, verbose=False
+        graph, (image,), input_names=["image"], output_names=list(outputs), dynamo=True, verbose=False
     )
     model = program.model_proto
     _halve_weights(model)
@@ -116,9 +133,13 @@ class ExportedRun:
     session: Any
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, without D1's here."""
+        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, less what is not in the file."""
         x = to_float(images).contiguous()
-        answers = [self.session.run(OUTPUTS, {"image": one[None].numpy()}) for one in x]
+        names = [output.name for output in self.session.get_outputs()]
+        answers = [self.session.run(names, {"image": one[None].numpy()}) for one in x]
+        if tuple(names) == STRONG_OUTPUTS:
+            attention, top, peak = (torch.from_numpy(np.concatenate(each)) for each in zip(*answers, strict=True))
+            return Scores({"top": top, "peak": peak}, 1 - attention[:, 0])
         a_gen, x_re, adgan, attention = (
             torch.from_numpy(np.concatenate(column)) for column in zip(*answers, strict=True)
         )

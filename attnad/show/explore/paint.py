@@ -67,6 +67,8 @@ class PaintDefect(Widget):
             raise ValueError(f"images are {list(images.shape)}; this run takes {size} x {size} pixels")
         self._run = run
         scores = run.score(images)
+        if scores.x_re is None:
+            raise ValueError("this detector does not reconstruct images; give a run of recipe quick or paper")
         super().__init__(
             _facts={
                 "size": size,
