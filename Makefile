@@ -8,6 +8,9 @@ CACHE := book/_build/.jupyter_cache
 # spinning, its default, makes training many times slower as soon as another program wants a core.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 
+# Whether there is a browser for the tests of pages and widgets.
+BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null
+
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
 
@@ -44,11 +47,14 @@ book/_build/web/.fresh: $(STAMP) $(wildcard book/web/*)
 
 book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
+	@$(BROWSER) || echo "There is no Chromium or Chrome here: make test will leave out the pages and widgets."
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
 
 test: $(STAMP) $(CACHE)/.fresh
 	$(RUN) pytest
 	@$(MAKE) --no-print-directory chapters
+	@$(BROWSER) || echo "Not tested: the pages and widgets, for want of a browser. Install Chromium or Chrome, then make book and make test."
+	@test -e book/_build/html/index.html || echo "Not tested: the built pages. Run make book, then make test again."
 
 chapters: $(STAMP) $(CACHE)/.fresh
 	$(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
