@@ -9,7 +9,7 @@ CACHE := book/_build/.jupyter_cache
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 
 # Whether there is a browser for the tests of pages and widgets.
-BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null
+BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || command -v chrome >/dev/null
 
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
