@@ -81,7 +81,7 @@ MUTANTS = [
     Mutant("a rotation by nothing", "augmentations.py", "torch.randint(1, 4,", "torch.randint(0, 4,", AUGMENT),
     Mutant("hue in the wrong unit", "augmentations.py", "sixths + 6 * turns", "sixths + turns", AUGMENT),
     Mutant("map of normality as score", "score.py", "maps = 1 - a_gen[:, 0]", "maps = a_gen[:, 0]", SCORES),
-    Mutant("D2's sign", "score.py", "(maps, -d2,", "(maps, d2,", SCORES),
+    Mutant("D2's sign", "score.py", "(-d2, maps.mean", "(d2, maps.mean", SCORES),
     Mutant("reconstruction against itself", "score.py", "(x - x_re).square()", "(x_re - x_re).square()", SCORES),
 ]  # fmt: skip
 
