@@ -132,3 +132,11 @@ def _answer(widget: anywidget.AnyWidget, content: dict, texts: list[str]) -> lis
     widget.send = lambda content, buffers=(): answers.append((content, [base64.b64encode(b).decode() for b in buffers]))
     widget._handle_custom_msg(content, [memoryview(base64.b64decode(text)) for text in texts])
     return answers
+
+
+def slide(page, label: str, value: float) -> None:
+    """Move the slider of a widget, and wait until it is drawn."""
+    page.get_by_label(label).evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')) }", value
+    )
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
+pytest_plugins = ["faults", "studies"]  # their runs are trained once for all files
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -28,6 +29,6 @@ def browser():
 
 def pytest_collection_finish() -> None:
     """Processes are forked from a server that has imported all they need once: seconds less for each."""
-    modules = [name for name in ("test_experiments", "test_faults", "test_run") if name in sys.modules]
+    modules = [name for name in ("test_engines", "faults", "test_run") if name in sys.modules]
     if "forkserver" in multiprocessing.get_all_start_methods():
         multiprocessing.get_context("forkserver").set_forkserver_preload(["attnad.commands", "skimage.data", *modules])

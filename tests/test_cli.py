@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import write_images
 from PIL import Image
 
 from attnad.arguments import parse_arguments
@@ -32,12 +33,6 @@ TINY = [
     "--size", "32", "--attention.width", "4", "--attention.latent", "4", "--attention.batch", "8", "--adgan.batch", "8",
     "--attention.epochs", "1", "--adgan.epochs", "1",
 ]  # fmt: skip
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:03d}.png")
 
 
 @pytest.fixture(scope="module")

@@ -9,37 +9,17 @@ import numpy as np
 import pytest
 import torch
 import traitlets
-from browsing import opened, write
+from browsing import opened, slide, write
+from made import NAMES, explored
 from PIL import Image
 
 from attnad.show.explore import AttentionExplorer
-
-NAMES = ["defect/scratch", "good", "<img src=x onerror=alert(1)>", "other/grass"]
-
-
-def data(size: int = 16) -> dict:
-    """Four images, colours in the third; the first map is 0.8 on the true defect and 0.4 beside it."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 255, (4, 1, size, size), generator=generator, dtype=torch.uint8).repeat(1, 3, 1, 1)
-    images[2, 0] = 255
-    maps, masks = torch.full((4, size, size), 0.1), torch.zeros(4, size, size, dtype=torch.bool)
-    masks[0, 4:8, 4:8] = True
-    maps[0, 4:8, 4:12] = 0.4
-    maps[0, 4:8, 4:6] = 0.8
-    return {
-        "images": images,
-        "maps": maps,
-        "masks": [masks[0], masks[1], None, None],
-        "scores": [2.0, -1.0, 3.0, 0.5],
-        "names": NAMES,
-    }
-
 
 # --- in Python -------------------------------------------------------------------------------------------------------
 
 
 def test_what_travels_is_compact_and_within_half_a_step():
-    given = data()
+    given = explored()
     widget = AttentionExplorer(**given)
     assert len(widget._images) == 4 * 16 * 16 * 3
     assert (
@@ -54,14 +34,14 @@ def test_what_travels_is_compact_and_within_half_a_step():
 
 
 def test_gray_images_travel_as_one_channel():
-    widget = AttentionExplorer(data()["images"][:2], data()["maps"][:2])
+    widget = AttentionExplorer(explored()["images"][:2], explored()["maps"][:2])
     assert (widget._facts["channels"], len(widget._images)) == (1, 2 * 16 * 16)
 
 
 def test_masks_travel_as_bits():
-    widget = AttentionExplorer(**data())
+    widget = AttentionExplorer(**explored())
     bits = np.unpackbits(np.frombuffer(widget._masks, np.uint8), bitorder="little").reshape(4, 16, 16)
-    assert (bits[0].astype(bool) == data()["masks"][0].numpy()).all()
+    assert (bits[0].astype(bool) == explored()["masks"][0].numpy()).all()
     assert bits[1:].sum() == 0
     assert widget._facts["known"] == [True, True, False, False]
 
@@ -86,11 +66,11 @@ def test_masks_travel_as_bits():
 )
 def test_what_does_not_fit_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
-        AttentionExplorer(**data() | wrong)
+        AttentionExplorer(**explored() | wrong)
 
 
 def test_state_can_be_set_and_wrong_state_is_refused():
-    widget = AttentionExplorer(**data(), index=3, threshold=0.25, view="swipe")
+    widget = AttentionExplorer(**explored(), index=3, threshold=0.25, view="swipe")
     assert (widget.index, widget.threshold, widget.view) == (3, 0.25, "swipe")
     for name, value in (
         ("index", 4),
@@ -105,11 +85,11 @@ def test_state_can_be_set_and_wrong_state_is_refused():
 
 
 def test_a_still_picture_where_no_widget_is_shown():
-    bundle, *_ = AttentionExplorer(**data(), index=2)._repr_mimebundle_()
+    bundle, *_ = AttentionExplorer(**explored(), index=2)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     picture = np.array(Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))))
     assert picture.shape == (32, 2 * (16 + 4 + 16), 3)
-    assert (picture[::2, :32:2] == data()["images"][2].permute(1, 2, 0).numpy()).all()
+    assert (picture[::2, :32:2] == explored()["images"][2].permute(1, 2, 0).numpy()).all()
 
 
 # --- in the browser --------------------------------------------------------------------------------------------------
@@ -117,7 +97,7 @@ def test_a_still_picture_where_no_widget_is_shown():
 
 @pytest.fixture
 def page(browser, tmp_path):
-    write(AttentionExplorer(**data()), tmp_path)
+    write(AttentionExplorer(**explored()), tmp_path)
     with opened(browser, tmp_path) as page:
         yield page
 
@@ -144,13 +124,6 @@ def area(page, kind: str) -> float:
     )
 
 
-def slide(page, label: str, value: float) -> None:
-    page.get_by_label(label).evaluate(
-        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')) }", value
-    )
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-
 def test_threshold_moves_numbers_and_outline(page):
     # The defect has 16 pixels, 8 of them at 0.8 and 8 at 0.4, and 16 normal pixels beside it are at 0.4 too.
     assert numbers(page)[0] == ["100.0 %", "50.0 %", "0.0 %"]
@@ -175,7 +148,7 @@ def test_state_set_from_python_shows(page):
 
 
 def test_the_slider_leads_through_the_training(browser, tmp_path):
-    given = data()
+    given = explored()
     steps = torch.stack([torch.zeros_like(given["maps"]), given["maps"]])
     widget = AttentionExplorer(**given | {"maps": steps}, steps=["epoch 1", "epoch 9"])
     assert widget.step == 1
@@ -270,7 +243,7 @@ def test_swipe_uncovers_the_map(page):
 
 
 def test_phone_by_touch(browser, tmp_path):
-    write(AttentionExplorer(**data()), tmp_path)
+    write(AttentionExplorer(**explored()), tmp_path)
     with opened(browser, tmp_path, width=360, has_touch=True, is_mobile=True) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.get_by_role("option", name="other/grass").tap()
@@ -289,7 +262,7 @@ def test_phone_by_touch(browser, tmp_path):
     ],
 )  # fmt: skip
 def test_dark_where_the_page_is_dark(browser, tmp_path, scheme, mark, dark):
-    write(AttentionExplorer(**data()), tmp_path)
+    write(AttentionExplorer(**explored()), tmp_path)
     with opened(browser, tmp_path, color_scheme=scheme) as page:
         page.evaluate(f"() => {{ {mark} }}")
         ink, card = page.locator(".attnad").evaluate(

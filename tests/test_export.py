@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from made import random_images, random_run
 
 import attnad.show.export
 from attnad.cli import main
-from attnad.config import recipe
-from attnad.detectors.paper import Paper
 from attnad.errors import CheckpointError
-from attnad.models import ADGAN, AttentionNetwork, Discriminator
-from attnad.run import Run
 from attnad.score import Scores
 from attnad.show.export import export_run, load_exported
-
-
-def random_run(width: int = 8, *, pixels: bool = False) -> Run:
-    """A run of 32 pixels with random weights and batch statistics, so that every layer matters."""
-    config = recipe("quick", "textures")
-    attention = replace(config.attention, width=width, latent=4)
-    config = replace(config, size=32, attention=attention, adgan=replace(config.adgan, pixels=pixels), seed=7)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network, discriminator = AttentionNetwork(attention), Discriminator(4, 32, width)
-        adgan = ADGAN(network.encoder, attention, 32, pixels=pixels)
-        for parameter in network.parameters():
-            if parameter.ndim == 4:
-                torch.nn.init.kaiming_normal_(parameter)  # the networks' own start gives a map that is almost constant
-        for module in (network, adgan):
-            for name, buffer in module.named_buffers():
-                if "running_mean" in name:
-                    buffer.normal_(std=0.3)
-                elif "running_var" in name:
-                    buffer.uniform_(1, 4)
-    return Run(config, Paper(network.eval(), discriminator.eval(), adgan.eval()), {"threshold": 0.125})
-
-
-def images(n: int = 4) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
 def named(scores: Scores) -> dict[str, torch.Tensor]:
@@ -53,9 +23,9 @@ def test_the_graph_is_the_model(tmp_path, monkeypatch, pixels):
     """In single precision the two agree to rounding; without half weights nothing hides."""
     monkeypatch.setattr(attnad.show.export, "_halve_weights", lambda model: None)
     run = random_run(pixels=pixels)
-    before = run.score(images())
+    before = run.score(random_images())
     export_run(run, tmp_path / "m.onnx")
-    after, exported = run.score(images()), load_exported(tmp_path / "m.onnx").score(images())
+    after, exported = run.score(random_images()), load_exported(tmp_path / "m.onnx").score(random_images())
     assert before.maps.std() > 0.01, "a constant map would agree with anything"
     assert before.image["adgan"].std() > 1e-4
     assert named(exported).keys() == {"maps", "x_re", "adgan", "attention", "reconstruction"}
@@ -71,7 +41,7 @@ def test_half_precision_weights_cost_little_and_halve_the_file(tmp_path, monkeyp
     export_run(run, tmp_path / "single.onnx")
     half, single = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("half", "single"))
     assert half < 0.6 * single
-    expected, found = run.score(images()), load_exported(tmp_path / "half.onnx").score(images())
+    expected, found = run.score(random_images()), load_exported(tmp_path / "half.onnx").score(random_images())
     for name, values in named(expected).items():
         torch.testing.assert_close(named(found)[name], values, rtol=5e-3, atol=5e-3)
 

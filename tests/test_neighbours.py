@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made import write_images
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -44,12 +44,6 @@ def network() -> FrozenFeatures:
 def images() -> Tensor:
     """uint8 [7, 3, 64, 64]: no whole number of batches of 3."""
     return torch.from_numpy(textures.train_crops("gravel", SIZE)[:7].transpose(0, 3, 1, 2).copy())
-
-
-def write_images(folder: Path, images: np.ndarray, suffix: str = "") -> None:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:03d}{suffix}.png")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browsing import needed, opened, write
+from browsing import needed, opened, slide, write
+from made import random_run
 from PIL import Image
-from test_explore import slide
-from test_export import random_run
 
 from attnad.show.explore import PaintDefect
 from attnad.show.export import load_exported

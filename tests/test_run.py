@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made import write_images
 
 from attnad import checkpoint
 from attnad.checkpoint import load_json, save_json
@@ -38,12 +38,6 @@ STAGE1 = AttentionConfig(
 )  # fmt: skip
 STAGE2 = ADGANConfig(epochs=2, batch=12, learning_rate=5e-4, synthetic_fakes=True)
 N_TRAIN, N_GOOD, N_DEFECT = 40, 10, 10
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:03d}.png")
 
 
 def write_test_part(folder: Path) -> None:

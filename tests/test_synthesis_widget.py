@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import traitlets
-from browsing import opened, write
+from browsing import opened, slide, write
 from PIL import Image
-from test_explore import slide
 
 from attnad.augmentations import (
     color_jitter,

@@ -14,9 +14,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from browsing import needed, served, watch
+from browsing import needed, served, slide, watch
+from made import NAMES
 from playwright.sync_api import Browser
-from test_explore import NAMES, slide
 
 COLLECT = Path(__file__).parents[1] / "book/web/collect.py"
 VERSIONS = ("ipywidgets==7.7.1", "anywidget==0.9.0", "ipython_genutils==0.2.0")  # the last is ipywidgets 7's
@@ -30,14 +30,14 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from IPython.utils.capture import capture_output
 from ipywidgets.embed import embed_minimal_html
-from test_explore import data
-from test_export import images, random_run
+from made import explored
+from made import random_images, random_run
 from attnad.show.explore import AttentionExplorer, PaintDefect
 
 assert ipywidgets.__version__ == "7.7.1"
 InteractiveShell.instance()
-explorer, run = AttentionExplorer(**data(), index=2), random_run()
-paint = PaintDefect(run, images(2))
+explorer, run = AttentionExplorer(**explored(), index=2), random_run()
+paint = PaintDefect(run, random_images(2))
 
 for widget in (explorer, paint):  # shown as a widget, and as a picture where there are none
     with capture_output() as shown:
@@ -60,15 +60,15 @@ assert [message["state"] for message in sent if message["method"] == "update"] =
 with pytest.raises(traitlets.TraitError, match="there is no image 4"):
     explorer.index = 4
 with pytest.raises(ValueError, match="4 images and 1 masks"):
-    AttentionExplorer(**data() | {"masks": [None]})
+    AttentionExplorer(**explored() | {"masks": [None]})
 
 answers = []
 paint.send = lambda content, buffers=(): answers.append((content, buffers))
 tell(paint, "custom", content={"kind": "hello"})
-pixels = images(1).permute(0, 2, 3, 1).contiguous().numpy()
+pixels = random_images(1).permute(0, 2, 3, 1).contiguous().numpy()
 tell(paint, "custom", [memoryview(pixels.tobytes())], content={"kind": "image", "id": 1})
 assert answers[0][0] == {"kind": "kernel"}
-assert answers[1][0]["adgan"] == pytest.approx(run.score(images(1)).image["adgan"].item(), abs=1e-5)
+assert answers[1][0]["adgan"] == pytest.approx(run.score(random_images(1)).image["adgan"].item(), abs=1e-5)
 
 page = '<!doctype html><html><head><meta charset="utf-8"><title>{title}</title></head>'
 page += '<body><script src="require.js"></script>{snippet}</body></html>'

@@ -1,0 +1,67 @@
+"""What the tests of several files make: folders of images, a run with random weights, what an explorer shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attnad.config import recipe
+from attnad.detectors.paper import Paper
+from attnad.models import ADGAN, AttentionNetwork, Discriminator
+from attnad.run import Run
+
+NAMES = ["defect/scratch", "good", "<img src=x onerror=alert(1)>", "other/grass"]
+
+
+def write_images(folder: Path, images: np.ndarray, suffix: str = "") -> None:
+    """Write uint8 images [n, height, width, 3] into a new folder as 000.png, 001.png and so on."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}{suffix}.png")
+
+
+def random_run(width: int = 8, *, pixels: bool = False) -> Run:
+    """A run of 32 pixels with random weights and batch statistics, so that every layer matters."""
+    config = recipe("quick", "textures")
+    attention = replace(config.attention, width=width, latent=4)
+    config = replace(config, size=32, attention=attention, adgan=replace(config.adgan, pixels=pixels), seed=7)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, discriminator = AttentionNetwork(attention), Discriminator(4, 32, width)
+        adgan = ADGAN(network.encoder, attention, 32, pixels=pixels)
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                torch.nn.init.kaiming_normal_(parameter)  # the networks' own start gives a map that is almost constant
+        for module in (network, adgan):
+            for name, buffer in module.named_buffers():
+                if "running_mean" in name:
+                    buffer.normal_(std=0.3)
+                elif "running_var" in name:
+                    buffer.uniform_(1, 4)
+    return Run(config, Paper(network.eval(), discriminator.eval(), adgan.eval()), {"threshold": 0.125})
+
+
+def random_images(n: int = 4) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def explored(size: int = 16) -> dict:
+    """Four images, colours in the third; the first map is 0.8 on the true defect and 0.4 beside it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (4, 1, size, size), generator=generator, dtype=torch.uint8).repeat(1, 3, 1, 1)
+    images[2, 0] = 255
+    maps, masks = torch.full((4, size, size), 0.1), torch.zeros(4, size, size, dtype=torch.bool)
+    masks[0, 4:8, 4:8] = True
+    maps[0, 4:8, 4:12] = 0.4
+    maps[0, 4:8, 4:6] = 0.8
+    return {
+        "images": images,
+        "maps": maps,
+        "masks": [masks[0], masks[1], None, None],
+        "scores": [2.0, -1.0, 3.0, 0.5],
+        "names": NAMES,
+    }

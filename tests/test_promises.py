@@ -1,0 +1,155 @@
+"""What a run promises: the same again, no look at test images, finite numbers, and the page that says so."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faults import ROOT, TINY, in_a_process, same_run, weights
+
+from attnad.checkpoint import load_json, load_tensors, save_tensors
+from attnad.cli import main
+from attnad.config import RunConfig, from_dict, recipe
+from attnad.data import load_test, load_train
+from attnad.run import load_run, train_run
+from attnad.state import read_log
+from attnad.train import train_attention
+
+# --- the same again --------------------------------------------------------------------------------------------------
+
+TWICE = """
+import sys
+from attnad.__main__ import main
+sys.argv = ["attnad", "train", *sys.argv[1:], "--out", "run"]
+assert main() == 0
+sys.argv = ["attnad", "evaluate", "run", "--device", "cpu", "--json", "metrics.json"]
+assert main() == 0
+"""
+
+
+def test_the_same_seed_gives_the_same_bytes(bricks, undisturbed, tmp_path):
+    """Two processes started as a person starts them, in other folders, with other orders of sets: and the server's."""
+    started = []
+    for name, seed in (("one", "1"), ("two", "2")):
+        (tmp_path / name).mkdir()
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        arguments = [sys.executable, "-c", TWICE, str(bricks), *TINY]
+        started.append(subprocess.Popen(arguments, cwd=tmp_path / name, env=environment, stderr=subprocess.DEVNULL))
+    assert [process.wait(300) for process in started] == [0, 0]
+    for name in ("one", "two"):
+        same_run(tmp_path / name / "run", undisturbed.run)
+    metrics = [(tmp_path / name / "metrics.json").read_bytes() for name in ("one", "two")]
+    assert metrics[0] == metrics[1]
+
+
+def scores_with(threads: int, folder: Path, bricks: Path) -> dict[str, np.ndarray]:
+    torch.set_num_threads(threads)
+    scores = load_run(folder, device="cpu").score(load_test(str(bricks), size=32).images)
+    return {name: value.numpy() for name, value in scores.named()}
+
+
+def test_scores_hardly_depend_on_the_number_of_threads(bricks, undisturbed):
+    """Sums in another order: the same weights score the same to five digits."""
+    one, *others = (in_a_process(scores_with, threads, undisturbed.run, bricks)[0] for threads in (1, 2, 4))
+    for other in others:
+        for name, values in one.items():
+            np.testing.assert_allclose(other[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_scores_hardly_depend_on_the_precision(bricks, undisturbed, monkeypatch):
+    """bfloat16, which a GPU takes, on the CPU: the same weights give the same maps and scores to two digits."""
+    run, images = load_run(undisturbed.run, device="cpu"), load_test(str(bricks), size=32).images
+    exact = run.score(images)
+    monkeypatch.setattr("attnad.score.autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    mixed = run.score(images)
+    assert not torch.equal(mixed.image["adgan"], exact.image["adgan"]), "bfloat16 was not used"
+    for name, values in exact.named():
+        within = 0.05 if name in ("adgan", "discriminator") else 0.02
+        torch.testing.assert_close(dict(mixed.named())[name], values, rtol=0, atol=within, msg=name)
+
+
+def losses_with(threads: int, config: RunConfig) -> list[float]:
+    """The losses of the first epoch of stage 1."""
+    torch.set_num_threads(threads)
+    images = load_train(config.data, size=config.size, normal_class=config.normal_class).images[:256]
+    with tempfile.TemporaryDirectory() as folder:
+        train_attention(config, images, device=torch.device("cpu"), folder=Path(folder), progress=False)
+        return [float(loss) for *_, loss, _ in read_log(Path(folder) / "log.csv")]
+
+
+@pytest.mark.parametrize(("batch", "within"), [(256, 1e-4), (16, 0.1)], ids=["one step", "an epoch"])
+def test_training_begins_alike_with_any_number_of_threads(batch, within):
+    """A step from the same weights has the same losses to four digits; what differs then grows, to some per cent."""
+    config = recipe("quick", "textures")
+    stage = replace(config.attention, epochs=1, batch=batch)
+    config = replace(config, normal_class="brick", size=32, attention=stage)
+    one, *others = (in_a_process(losses_with, threads, config)[0] for threads in (1, 2, 4))
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=within)
+
+
+# --- no leak ---------------------------------------------------------------------------------------------------------
+
+
+def train_blindly(config: RunConfig, folder: Path) -> str:
+    """Train with a guard that raises as soon as anything below test or ground_truth is opened or listed."""
+
+    def guard(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.listdir", "os.scandir", "os.chdir") and isinstance(arguments[0], (str, bytes, Path)):
+            path = Path(os.fsdecode(arguments[0]))
+            if Path(config.data) in path.parents and {"test", "ground_truth"} & set(path.parts[-3:]):
+                raise AssertionError(f"{path} was looked at")
+
+    sys.addaudithook(guard)
+    train_run(config, folder, device="cpu", progress=False)
+    try:
+        load_test(config.data, size=32)
+    except AssertionError as error:
+        return str(error)
+    return "the guard does not work"
+
+
+def test_training_looks_at_no_test_image(undisturbed, tmp_path):
+    config = from_dict(RunConfig, load_json(undisturbed.run / "config.json"))
+    assert "was looked at" in in_a_process(train_blindly, config, tmp_path / "run")[0]
+    assert weights(tmp_path / "run") == weights(undisturbed.run)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_scores_that_are_not_finite_are_refused(undisturbed, bricks, tmp_path, capsys):
+    """Weights that are finite, and whose scores are not: the file is whole, the run is of no use."""
+    shutil.copytree(undisturbed.run, tmp_path / "run")
+    path = tmp_path / "run" / "adgan.safetensors"
+    tensors = load_tensors(path)
+    changed = {name: value * 0 + 3e38 for name, value in tensors.items() if "discriminator" in name and "bias" in name}
+    assert changed
+    save_tensors(path, tensors | changed)
+    assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu"]) == 1
+    assert "adgan of an image is not finite; train again at a lower" in capsys.readouterr().err
+
+
+# --- the page that promises all this ---------------------------------------------------------------------------------
+
+
+def test_every_promise_names_a_test_that_exists():
+    text = (ROOT / "book" / "promises.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)\.py::(test_\w+)`", text))
+    assert len(named) > 30
+    for file, test in sorted(named):
+        tree = ast.parse((ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"))
+        assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}.py::{test}"
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| What"))]
+    for row in rows:
+        assert "::test_" in row, f"a promise without a test: {row}"
