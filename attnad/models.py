@@ -2,6 +2,8 @@
 
 Images are float [n, 3, s, s] in [0, 1], s a multiple of 16; each encoder normalises them its own way.
 Every encoder ends at stride 16, so that four transposed convolutions give back the image's size (D10).
+
+More than 300 lines: the networks of both stages stand in the order of the data's flow, to be read at one go.
 """
 
 from __future__ import annotations

@@ -27,6 +27,16 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def lite0():
+    """EfficientNet-Lite0 with ImageNet's weights."""
+    pytest.importorskip("timm", reason="the extra lite0 is not installed")
+    from attnad.config import AttentionConfig
+    from attnad.models import build_encoder
+
+    return build_encoder(AttentionConfig(encoder="efficientnet-lite0")).eval()
+
+
 def pytest_collection_finish() -> None:
     """Processes are forked from a server that has imported all they need once: seconds less for each."""
     modules = [name for name in ("test_engines", "faults", "test_run") if name in sys.modules]

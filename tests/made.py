@@ -1,4 +1,4 @@
-"""What the tests of several files make: folders of images, a run with random weights, what an explorer shows."""
+"""What the tests of several files make: images, folders of them, networks and runs with random weights, maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from attnad.config import recipe
 from attnad.detectors.paper import Paper
@@ -65,3 +66,44 @@ def explored(size: int = 16) -> dict:
         "scores": [2.0, -1.0, 3.0, 0.5],
         "names": NAMES,
     }
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int, height: int = 16, width: int | None = None, seed: int = 0, channels: int = 3) -> torch.Tensor:
+    return torch.rand(n, channels, height, width or height, generator=rng(seed))
+
+
+def small(seed: int = 0, channels: int = 3) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(2, channels, 3), nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(channels, 1))
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and buffer a value that no other one has, so that a mix-up shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        if value.ndim > 1:
+            value.copy_(torch.randn(value.shape, generator=generator) * value[0].numel() ** -0.5)
+        elif value.ndim == 1:  # of batch norm; variances and scales are positive
+            about = 1 if name.endswith(("running_var", "weight")) else 0
+            value.copy_(torch.rand(value.shape, generator=generator) * 0.8 - 0.4 + about)
+    return module
+
+
+def seeded(build, seed: int = 0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def random_set(seed, levels):
+    """Six 7x8 images, the last two good; `levels` distinct map values, so ties within and between the classes."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((6, 7, 8)) < 0.2
+    masks[4:] = False
+    maps = rng.integers(0, levels, masks.shape) + masks * (levels // 4)
+    return masks, maps.astype(np.float32)

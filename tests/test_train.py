@@ -1,4 +1,7 @@
-"""The two training loops: they learn, they repeat and resume bit for bit, and they stop where they must."""
+"""The two training loops: they learn, they repeat and resume bit for bit, and they stop where they must.
+
+More than 300 lines: one small network is trained once for all of them.
+"""
 
 from __future__ import annotations
 
