@@ -1,12 +1,11 @@
 """All metrics at once, what is left unknown, and what is refused."""
 
 import math
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from made import random_set
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+
 from attnad.metrics import (
     METRICS,
     aupro,

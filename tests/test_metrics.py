@@ -1,19 +1,17 @@
 """Metrics of images against values by hand, independent implementations and properties."""
 
 import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import random_set
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+
 from attnad.metrics import (
-    METRICS,
-    aupro,
     auroc,
     average_precision,
     balanced_accuracy,
-    evaluate_scores,
     f1_max,
     normal_threshold,
     oracle_balanced_accuracy,
