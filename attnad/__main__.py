@@ -1,5 +1,6 @@
 """Start the command line: `attnad`, or `python -m attnad`."""
 
+import io
 import os
 import sys
 
@@ -11,7 +12,8 @@ def main() -> int:
     read when PyTorch loads, so it comes before that import; one that the user made stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
     try:
         from attnad.cli import main as cli
     except KeyboardInterrupt:  # it takes seconds

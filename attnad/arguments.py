@@ -210,9 +210,9 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
 
     def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Any:
         config = any_recipe(recipe_, data)
-        train_type = train_command(type(config))
+        train_type = train_command(type(config))  # type: ignore[arg-type]  # which is hashable
         commands = Union[  # noqa: UP007 (reads better than | over three lines)
-            Annotated[train_type, tyro.conf.subcommand("train", default=train_type(**vars(config)))],
+            Annotated[train_type, tyro.conf.subcommand("train", default=train_type(**vars(config)))],  # type: ignore[valid-type]
             Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             Annotated[Score, tyro.conf.subcommand("score")],
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")],

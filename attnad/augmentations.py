@@ -106,7 +106,8 @@ def random_boxes(n: int, size: int, config: AugmentConfig, generator: torch.Gene
 
     Returns integer boxes [n, 4] on the generator's device, at least 1 pixel a side.
     """
-    area = _uniform(n, *(math.log(a) for a in config.box_area), generator).exp()
+    smallest, largest = config.box_area
+    area = _uniform(n, math.log(smallest), math.log(largest), generator).exp()
     aspect = _uniform(n, -math.log(config.box_aspect), math.log(config.box_aspect), generator).exp()
     height = (size * (area * aspect).sqrt()).round().clamp(1, size)
     width = (size * (area / aspect).sqrt()).round().clamp(1, size)
@@ -135,14 +136,16 @@ def hard_augmentation(x: Tensor, config: AugmentConfig, generator: torch.Generat
     quarter_turns = torch.randint(1, 4, (n,), generator=generator, device=device)
     orders = [random_orders(n, g * g, generator) for g in config.grids]
     chosen = torch.randint(len(config.grids), (n,), generator=generator, device=device)
-    factors = [_uniform(n, 1 - r, 1 + r, generator) for r in (config.brightness, config.contrast, config.saturation)]
+    brightness, contrast, saturation = (
+        _uniform(n, 1 - r, 1 + r, generator) for r in (config.brightness, config.contrast, config.saturation)
+    )
     hue = _uniform(n, -config.hue, config.hue, generator)
     if config.rotation:
         x = rotate(x, quarter_turns)
     if config.permutation:
         x = torch.stack([permute_patches(x, order) for order in orders])[chosen, torch.arange(n, device=device)]
     if config.jitter:
-        x = color_jitter(x, *factors, hue)
+        x = color_jitter(x, brightness, contrast, saturation, hue)
     return x
 
 

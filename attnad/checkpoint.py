@@ -78,7 +78,7 @@ def _tensors_sum(tensors: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -153,7 +153,7 @@ def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[
                 )
             state.setdefault(int(index), {})[key] = value
     keys = set().union(*state.values())
-    for index, values in state.items():
+    for number, values in state.items():
         if missing := keys - values.keys():
-            raise CheckpointError(f"{path} lacks {prefix}.{index}.{min(missing)}; restore it or train again")
+            raise CheckpointError(f"{path} lacks {prefix}.{number}.{min(missing)}; restore it or train again")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

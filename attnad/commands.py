@@ -6,9 +6,12 @@ import io
 import json
 import math
 import textwrap
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from attnad.arguments import Bench, Evaluate, Export, Figure, Reproduce, Score
 from attnad.checkpoint import write_atomically
@@ -140,10 +143,14 @@ def figure(command: Figure) -> None:
     try:
         drawn = [i for i, known in enumerate(test.has_mask.tolist()) if known or not test.has_mask.any()]
         chosen = [drawn[i] for i in choose([test.kinds[i] for i in drawn], command.columns, seed=command.seed)]
-        rows = {"image": test.images[chosen]}
+        rows: dict[str, Tensor] = {"image": test.images[chosen]}
         for name, run in zip(names, runs, strict=True):
             scores, label = run.score(rows["image"]), f"\n{textwrap.fill(name, 18)}" if len(runs) > 1 else ""
+            if scores.maps is None:
+                raise SettingError(f"{name} judges whole images and draws no maps; leave it out")
             if command.reconstruction:
+                if scores.x_re is None:
+                    raise SettingError(f"{name} reconstructs no images; leave it or --reconstruction out")
                 rows[f"reconstruction{label}"] = scores.x_re
             rows[f"attention{label}"] = 1 - scores.maps.clamp(0, 1)
         if len(runs) == 1:
@@ -188,7 +195,7 @@ def export(command: Export) -> None:
     print(f"{command.model}: {command.model.stat().st_size / 1e6:.1f} MB, images of {run.config.size} pixels")
 
 
-CARRY_OUT = {
+CARRY_OUT: dict[type, Callable[[Any], None]] = {
     Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
     Export: export,
 }  # fmt: skip

@@ -151,11 +151,11 @@ def recipe(name: str, data: str) -> RunConfig:
         # The paper prints no weights; with all of them 1, the map does not learn (D8).
         stage1 = AttentionConfig(batch=batch, adv_ano_weight=0.01, adv_weight=0.01, kl_weight=0.01)
         stage2 = ADGANConfig(batch=batch)
-        return RunConfig(data=data, recipe=name, size=size, attention=stage1, adgan=stage2)
+        return RunConfig(data=data, recipe="paper", size=size, attention=stage1, adgan=stage2)
     if name == "quick":
         return RunConfig(
             data=data,
-            recipe=name,
+            recipe="quick",
             size=size,
             augment=AugmentConfig(box_area=(0.005, 0.3)),
             attention=AttentionConfig(
@@ -228,8 +228,8 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
         )
     built: dict[str, Any] = {}
     for name, hint in hints.items():
-        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
-        if is_dataclass(hint):
+        value: Any = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        if isinstance(hint, type) and is_dataclass(hint):
             value = from_dict(hint, value)
         elif not _fits(value, hint):
             wanted = hint.__name__ if isinstance(hint, type) else hint

@@ -36,17 +36,16 @@ class RecordedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, chosen: Tensor) -> Tensor:
-        if self.graph is None:
-            self.record(chosen)
+        graph = self.graph or self.record(chosen)
         if chosen.shape != self.chosen.shape:
             raise ValueError(
                 f"this step was recorded for {len(self.chosen)} images, not {len(chosen)}; record another for them"
             )
         self.chosen.copy_(chosen)
-        self.graph.replay()
+        graph.replay()
         return self.losses
 
-    def record(self, chosen: Tensor) -> None:
+    def record(self, chosen: Tensor) -> torch.cuda.CUDAGraph:
         """Record the step for batches of this size, on a stream of its own, as CUDA asks for."""
         self.chosen = chosen.clone()
         before = {name: value.clone() for name, value in self.tensors().items()}
@@ -67,3 +66,4 @@ class RecordedStep:
             value.copy_(before[name]) if name in before else value.zero_()
         self.generator.set_state(drawn)
         self.graph = graph
+        return graph

@@ -160,7 +160,7 @@ def evaluate_scores(
         raise ValueError("has_mask is false for every good image: set it true there, their masks are all zeros")
 
     result["n_pixel_images"] = int(known.sum())
-    masks, maps = masks[known], maps[known]
+    masks, maps = np.asarray(masks[known]), np.asarray(maps[known])
     if _has_both_classes(masks):
         # Millions of pixels: sort them once for all four metrics.
         tp, fp, pro = _sweep(maps, masks, ~masks, _region_weights(masks))

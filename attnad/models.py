@@ -14,7 +14,7 @@ import pickle
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,12 @@ class ResNet18(nn.Module):
     Source: He et al. 2016; section 4.1; the dropped max-pool is D10.
     """
 
-    def __init__(self, width: int, in_channels: int = 3):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int, in_channels: int = 3, *, normalise: bool = True):
         super().__init__()
+        self.normalise = normalise  # as ImageNet's images: not for feature maps
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
@@ -54,7 +58,7 @@ class ResNet18(nn.Module):
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Features of strides 2, 4, 8 and 16: [n, w, s/2, s/2] to [n, 8w, s/16, s/16]."""
-        if x.shape[1] == 3:  # an image, not a feature map
+        if self.normalise:
             x = (x - self.mean) / self.std
         features = [self.layer1(torch.relu(self.bn1(self.conv1(x))))]
         for layer in (self.layer2, self.layer3, self.layer4):
@@ -138,11 +142,11 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
     Raises WeightsError, with the remedy, where weights cannot be fetched: never a silent random start.
     """
     if config.encoder.startswith("efficientnet-lite0"):
-        encoder = EfficientNetLite0()
+        lite0 = EfficientNetLite0()
         if pretrained and config.encoder in PRETRAINED:
-            wanted = encoder.body.state_dict()
-            encoder.body.load_state_dict({k: v for k, v in load_lite0_weights().items() if k in wanted})
-        return encoder
+            wanted = lite0.body.state_dict()
+            lite0.body.load_state_dict({k: v for k, v in load_lite0_weights().items() if k in wanted})
+        return lite0
     encoder = ResNet18(64 if config.encoder == "resnet18-imagenet" else config.width)
     if pretrained and config.encoder in PRETRAINED:
         url = ResNet18_Weights.IMAGENET1K_V1.url
@@ -261,14 +265,19 @@ class FeatureLayers(nn.Module):
     its first block's depthwise layer) as they are at that time: ImageNet's, unless stage 1 trained them (D16).
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, encoder: ResNet18 | EfficientNetLite0):
         super().__init__()
         if isinstance(encoder, ResNet18):
-            block, shift, scale = encoder.layer1[0], encoder.mean, encoder.std
-            layers = [encoder.conv1, encoder.bn1, nn.ReLU(), block.conv1, block.bn1, nn.ReLU()]
+            block: Any = encoder.layer1[0]
+            shift, scale = encoder.mean, encoder.std
+            layers: list[nn.Module] = [encoder.conv1, encoder.bn1, nn.ReLU(), block.conv1, block.bn1, nn.ReLU()]
             self.out_channels = block.conv1.out_channels
         else:
-            body, block = encoder.body, encoder.body.blocks[0][0]
+            body: Any = encoder.body
+            block = body.blocks[0][0]
             shift, scale = torch.tensor(127 / 255), torch.tensor(128 / 255)
             layers = [body.conv_stem, body.bn1, block.conv_dw, block.bn1]
             self.out_channels = block.conv_dw.out_channels
@@ -292,10 +301,11 @@ class ADGAN(nn.Module):
     ):
         super().__init__()
         self.pixels = pixels
-        self.features = nn.Identity() if pixels else FeatureLayers(encoder)
-        channels = 3 if pixels else self.features.out_channels
+        features = None if pixels else FeatureLayers(encoder)
+        self.features = features or nn.Identity()
+        channels = features.out_channels if features else 3
         # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
-        self.encoder = ResNet18(config.width, channels)
+        self.encoder = ResNet18(config.width, channels, normalise=pixels)
         self.decoder = nn.Sequential(
             _decoder(self.encoder.out_channels, config.width),
             nn.Conv2d(config.width // 2, channels, 1),

@@ -58,12 +58,12 @@ class PlaceFeatures(nn.Module):
             x = interpolate(x, size=(self.least, self.least), mode="bilinear", antialias=False)
         fine, *levels = self.encoder.pyramid(x)
         if self.apart:
-            fine = adaptive_avg_pool2d(_smooth(fine), levels[0].shape[-2:])
+            fine = adaptive_avg_pool2d(_smooth(fine), levels[0].shape[-1])
             levels = [fine, *map(_smooth, levels[:-1]), levels[-1]]
         else:
-            size = levels[1].shape[-2:]
+            size = levels[1].shape[-1]
             down = adaptive_avg_pool2d(_smooth(levels[0]), size)
-            up = interpolate(_smooth(levels[2]), size=size, mode="bilinear")
+            up = interpolate(_smooth(levels[2]), size=(size, size), mode="bilinear")
             levels = [torch.cat([down, _smooth(levels[1]), up], 1)]
         return [f.float()[:, getattr(self, f"kept{i}")] for i, f in enumerate(levels)]
 
@@ -77,6 +77,9 @@ class Places(nn.Module):
 
     Whitened features of normal images have mean 0 and covariance 1 at each place.
     """
+
+    mean: Tensor  # [side * side, 1, c]
+    whitening: Tensor  # [side * side, c, c]
 
     def __init__(self, channels: int, side: int):
         super().__init__()
@@ -115,11 +118,10 @@ class Judge(nn.Module):
         self.b0 = 0.5 * channels * math.log(1 + noise**2)
         self.a = nn.Parameter(torch.full((channels,), self.a0))
         self.b = nn.Parameter(torch.tensor(self.b0))
-        self.rest = nn.Sequential(
-            nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
-        )
-        nn.init.zeros_(self.rest[-1].weight)
-        nn.init.zeros_(self.rest[-1].bias)
+        last = nn.Linear(width, 1)
+        self.rest = nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.b - (self.a * z.square()).sum(1) + self.rest(z)[:, 0]
@@ -178,11 +180,11 @@ def train_judge(
         optimizer.step()
         return loss.detach()
 
-    step_on = capture(
+    step_of = capture(
         step_on, generator, lambda: module_tensors("judge", judge) | optimizer_tensors("optimizer", optimizer)
     )
     for _ in range(steps):
-        step_on(choose())
+        step_of(choose())
     after = loss_aside()
     if not after < before:
         judge.load_state_dict(start)

@@ -186,7 +186,13 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is not finished; run the same attnad train command again to go on with it")
     facts = load_json(folder / "run.json")
-    kinds = {"threshold": (int, float), "threshold_from": str, "n_train": int, "seconds": dict, "device": str}
+    kinds: dict[str, Any] = {
+        "threshold": (int, float),
+        "threshold_from": str,
+        "n_train": int,
+        "seconds": dict,
+        "device": str,
+    }
     for name, kind in kinds.items():
         if not isinstance(facts.get(name), kind) or (name == "threshold" and not math.isfinite(facts[name])):
             raise CheckpointError(f"{folder / 'run.json'}: {name} is missing or damaged; restore it or train again")

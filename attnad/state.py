@@ -30,7 +30,7 @@ stopping = threading.Event()  # once set, every training of this process saves i
 
 def fingerprint(images: Tensor) -> str:
     """SHA-256 of images, in hexadecimal digits: which data a state or a run was trained on."""
-    return hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
 
 
 def read_log(path: Path) -> list[list[str]]:

@@ -159,8 +159,8 @@ def train_attention(
     stage, augment = config.attention, config.augment
     with seeded(config.seed):
         network, discriminator = AttentionNetwork(stage), Discriminator(4, config.size, stage.width)
-    network = network.to(device, memory_format=torch.channels_last).train()
-    discriminator = discriminator.to(device, memory_format=torch.channels_last).train()
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    discriminator = discriminator.to(device).to(memory_format=torch.channels_last).train()
     optimizer_g = adam((p for p in network.parameters() if p.requires_grad), stage)
     optimizer_d = adam(discriminator.parameters(), stage)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -183,13 +183,13 @@ def train_attention(
         noise = _normal_noise(network.latent_shape(torch.cat([x, x_ano])), generator)
         return attention_step(network, discriminator, optimizer_g, optimizer_d, stage, x, x_ano, a_ano, noise)
 
-    step_on = capture(step_on, generator, state.tensors)
+    step_of = capture(step_on, generator, state.tensors)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="attention network", disable=not progress) as bar:
         for epoch in range(done + 1, stage.epochs + 1):
             started = time.perf_counter()
             order = torch.randperm(len(images), generator=generator, device=device)
             for step in range(steps):
-                losses[step] = step_on(order[step * stage.batch : (step + 1) * stage.batch])
+                losses[step] = step_of(order[step * stage.batch : (step + 1) * stage.batch])
                 state.check(losses[: step + 1], ATTENTION_TERMS, epoch)
                 bar.update()
             means = state.finite_mean(losses, ATTENTION_TERMS, epoch)
@@ -236,8 +236,8 @@ class MovingAverage(AveragedModel):
         share = first + (1 - self.decay) * ~first
         for averaged, value in zip(self.module.parameters(), module.parameters(), strict=True):
             averaged.lerp_(value, share)  # with a share of 1 the value itself, to the bit
-        for averaged, value in zip(self.module.buffers(), module.buffers(), strict=True):
-            averaged.copy_(value)
+        for kept, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(buffer)
         self.n_averaged += 1
 
 
@@ -263,7 +263,7 @@ def adgan_step(
         # Discriminator D2: masked features of normal images are real, generated ones fake.
         fakes = [f_gen.detach(), *(adgan.masked(x_ano, a_ano).float() for x_ano, a_ano in anomalous)]
         logits = adgan.discriminator(torch.cat([f_nor, *fakes])).float().split(len(x))
-    l_d = -sum(adversarial_loss(logits[0], fake) for fake in logits[1:]) / len(fakes)
+    l_d = -torch.stack([adversarial_loss(logits[0], fake) for fake in logits[1:]]).mean()
     optimizer_d.zero_grad()
     l_d.backward()
     optimizer_d.step()
@@ -303,7 +303,7 @@ def train_adgan(
     network.eval()
     with seeded(config.seed):
         adgan = ADGAN(network.encoder, config.attention, config.size, pixels=stage.pixels)
-    adgan = adgan.to(device, memory_format=torch.channels_last).train()
+    adgan = adgan.to(device).to(memory_format=torch.channels_last).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
     judge = judge_of(adgan)
     average = MovingAverage(judge, stage.ema, device)
@@ -335,13 +335,13 @@ def train_adgan(
         pairs = [(x_ano, x_ano[:, :1] if stage.pixels else draw_maps(network, x_ano)) for x_ano in anomalous]
         return adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], pairs)
 
-    step_on = capture(step_on, generator, state.tensors)
+    step_of = capture(step_on, generator, state.tensors)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="ADGAN", disable=not progress) as bar:
         for epoch in range(done + 1, stage.epochs + 1):
             started = time.perf_counter()
             order = torch.randperm(len(images), generator=generator, device=device)
             for step in range(steps):
-                losses[step] = step_on(order[step * stage.batch : (step + 1) * stage.batch])
+                losses[step] = step_of(order[step * stage.batch : (step + 1) * stage.batch])
                 state.check(losses[: step + 1], ADGAN_TERMS, epoch)
                 bar.update()
             means = state.finite_mean(losses, ADGAN_TERMS, epoch)

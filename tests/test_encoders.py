@@ -53,9 +53,10 @@ def test_resnet18_is_torchvisions_without_the_max_pool(training):
     assert y.std() > 0.01
 
 
-def test_resnet18_takes_features_as_they_are():
-    encoder = randomize(ResNet18(4, in_channels=8)).eval()
-    x = torch.rand(1, 8, 32, 32)
+@pytest.mark.parametrize("channels", [3, 8])  # three channels do not make an image
+def test_resnet18_takes_features_as_they_are(channels):
+    encoder = randomize(ResNet18(4, in_channels=channels, normalise=False)).eval()
+    x = torch.rand(1, channels, 32, 32)
     with torch.no_grad():
         y = torch.relu(encoder.bn1(encoder.conv1(x)))
         expected = encoder.layer4(encoder.layer3(encoder.layer2(encoder.layer1(y))))

@@ -64,7 +64,9 @@ def _download_cifar10(base: Path) -> None:
                     raise tarfile.TarError("it unpacks to more than 300 MB")
                 if member.isreg() and member.name in wanted:
                     wanted.remove(member.name)
-                    (unpacked / Path(member.name).name).write_bytes(archive.extractfile(member).read())
+                    content = archive.extractfile(member)
+                    assert content, "a plain file has content"
+                    (unpacked / Path(member.name).name).write_bytes(content.read())
         if wanted:
             raise tarfile.TarError(f"it holds no {min(wanted)}")
         unpacked.rename(base / BATCHES)
@@ -114,7 +116,11 @@ def _read_batches(folder: Path, part: str, size: int, wanted: int | None) -> tup
                     names.append(f"{name}/{i:04d}")
         except Exception as error:  # what it is was checked: only a file that somebody made can come here
             raise DataError(f"{path}: {error}; {remedy}") from error
-    images = list(in_parallel(lambda image: resized(Image.fromarray(image), size), np.ascontiguousarray(pixels)))
+    images = list(
+        in_parallel(
+            lambda image: resized(Image.fromarray(image), size), [np.ascontiguousarray(image) for image in pixels]
+        )
+    )
     return to_tensor(np.stack(images)), numbers, names
 
 

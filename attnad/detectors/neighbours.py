@@ -185,7 +185,7 @@ class Neighbours:
         progress: bool = True,
     ) -> Neighbours:
         """Keep features of normal images, uint8 [n, 3, s, s], in RUN/neighbours.safetensors; nothing is trained."""
-        network = FrozenFeatures().to(device, memory_format=torch.channels_last)
+        network = FrozenFeatures().to(device).to(memory_format=torch.channels_last)
         whole = config.image_score == "whole"
         if whole:
             stored = pooled_features(network, images)
@@ -198,7 +198,10 @@ class Neighbours:
     @classmethod
     def load(cls, config: NeighboursConfig, folder: Path, *, device: torch.device) -> Neighbours:
         """Load what `fit` kept; raises CheckpointError where the file is missing or damaged."""
-        network, whole = FrozenFeatures().to(device, memory_format=torch.channels_last), config.image_score == "whole"
+        network, whole = (
+            FrozenFeatures().to(device).to(memory_format=torch.channels_last),
+            config.image_score == "whole",
+        )
         path = folder / "neighbours.safetensors"
         tensors, channels = load_tensors(path), 1280 if whole else 152
         features, reach = (tensors.get(name, torch.empty(0)) for name in ("features", "reach"))

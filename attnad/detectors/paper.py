@@ -50,13 +50,17 @@ class Paper:
         progress: bool = True,
     ) -> Paper:
         """Train both stages, or go on where they stopped; `stage1` is a finished run whose stage 1 is taken over."""
-        arguments = {"device": device, "folder": folder, "save_seconds": save_seconds, "progress": progress}
         if stage1 is None or (folder / "attention.state.safetensors").exists():
-            network, discriminator = train_attention(config, images, **arguments)
+            network, discriminator = train_attention(
+                config, images, device=device, folder=folder, save_seconds=save_seconds, progress=progress
+            )
         else:
             network, discriminator = _take_over(stage1, folder, config, images, device)
         anomalies = _real_anomalies(config, data_root) if config.adgan.real_anomalies else None
-        adgan = train_adgan(config, images, network, anomalies=anomalies, **arguments)
+        adgan = train_adgan(
+            config, images, network, anomalies=anomalies,
+            device=device, folder=folder, save_seconds=save_seconds, progress=progress,
+        )  # fmt: skip
         save_tensors(
             folder / "attention.safetensors",
             module_tensors("network", network) | module_tensors("discriminator", discriminator),
@@ -71,7 +75,7 @@ class Paper:
         adgan = ADGAN(network.encoder, config.attention, config.size, pixels=config.adgan.pixels)
         path = folder / "adgan.safetensors"
         load_module("adgan", adgan, load_tensors(path), path)
-        return cls(network, discriminator, adgan.to(device, memory_format=torch.channels_last).eval())
+        return cls(network, discriminator, adgan.to(device).to(memory_format=torch.channels_last).eval())
 
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s]; see `attnad.score.score`."""
@@ -109,8 +113,9 @@ def _load_attention(folder: Path, config: RunConfig, device: torch.device) -> tu
     tensors = load_tensors(path)
     load_module("network", network, tensors, path)
     load_module("discriminator", discriminator, tensors, path)
-    network, discriminator = (m.to(device, memory_format=torch.channels_last) for m in (network, discriminator))
-    return network.eval(), discriminator.eval()
+    for module in (network, discriminator):
+        module.to(device).to(memory_format=torch.channels_last).eval()
+    return network, discriminator
 
 
 def _real_anomalies(config: RunConfig, data_root: Path | None) -> Tensor:

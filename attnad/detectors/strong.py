@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class StrongConfig:
         return f"{self.steps} steps" if self.steps else "0"
 
 
-def strong_recipe(name: str, data: str) -> StrongConfig:
+def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfig:
     """Give the configuration of `strong` or `gaussian` for a data set: 256 pixels, textures 64, cifar10 32."""
     size = {"cifar10": 32, "textures": 64}.get(data, 256)
     return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
@@ -130,7 +130,7 @@ class Levels(nn.Module):
         Takes images [n, 3, s, s] in [0, 1]; gives two maps [n, 1, h, w] >= 0.
         """
         white = self.white(x)
-        judged = [judge.distance(each) for judge, each in zip(self.judges, white, strict=True)]
+        judged = [cast(Judge, judge).distance(each) for judge, each in zip(self.judges, white, strict=True)]
         return _mean([distance(each) for each in white]), _mean(judged)
 
     def answer(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -181,7 +181,7 @@ class Strong:
         It takes seconds, so what was stopped begins again.
         """
         started = time.perf_counter()
-        levels = Levels(config, pretrained=True).to(device, memory_format=torch.channels_last).eval()
+        levels = Levels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
         generator = torch.Generator(device).manual_seed(config.seed)
         log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
         # The Gaussians need all images before any can be whitened: the encoder sees them twice, and nothing is kept.
@@ -202,7 +202,7 @@ class Strong:
             started = time.perf_counter()
             with torch.enable_grad():
                 losses = train_judge(
-                    levels.judges[level - 1], white, config.noise, steps=config.steps, batch=config.batch,
+                    cast(Judge, levels.judges[level - 1]), white, config.noise, steps=config.steps, batch=config.batch,
                     learning_rate=config.learning_rate, generator=generator,
                 )  # fmt: skip
             log.add(level, losses, time.perf_counter() - started)
@@ -214,7 +214,7 @@ class Strong:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
         levels, path = Levels(config, pretrained=False), folder / "strong.safetensors"
         load_module("levels", levels, load_tensors(path), path)
-        return cls(levels.to(device, memory_format=torch.channels_last).eval())
+        return cls(levels.to(device).to(memory_format=torch.channels_last).eval())
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

@@ -63,7 +63,7 @@ def _plain(layer: nn.Conv2d) -> nn.Conv2d:
     """The same convolution without spectral norm, which is an iteration in training and a constant afterwards."""
     shape = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
     plain = nn.utils.skip_init(nn.Conv2d, *shape)  # no random numbers drawn
-    plain.weight.data, plain.bias.data = layer.weight.detach(), layer.bias.detach()
+    plain.load_state_dict({"weight": layer.weight, "bias": layer.bias})
     return plain
 
 
@@ -88,6 +88,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     program = torch.onnx.export(
         graph, (image,), input_names=["image"], output_names=list(outputs), dynamo=True, verbose=False
     )
+    assert program, "the exporter gives a program where it does not raise"
     model = program.model_proto
     _halve_weights(model)
     for node in model.graph.node:  # where each came from in Python, longer than the graph itself

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,23 @@ def bench(
     scoring one batch of 1 and of 32, the peak memory of ours, on CUDA the share of its steps' time in which no kernel
     ran, and the facts of the machine. Normal images are counted; as many synthetic ones come with them in stage 1.
     """
-    attention, adgan = (replace(stage, epochs=1 + epochs) for stage in (config.attention, config.adgan))
+    attention, adgan = replace(config.attention, epochs=1 + epochs), replace(config.adgan, epochs=1 + epochs)
     config = replace(config, attention=attention, adgan=adgan)
     result: dict[str, Any] = {
         "images": len(images), "size": config.size, "recipe": config.recipe, "encoder": attention.encoder,
         "width": attention.width, "epochs": epochs, "workers": workers, **machine_facts(device),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        arguments = {"device": device, "folder": Path(folder), "progress": False}
-        network, discriminator = train_attention(config, images, **arguments)
-        trained = train_adgan(config, images, network, **arguments)
-        ours = _rates(Path(folder) / "log.csv", len(images), {"attention": attention.batch, "adgan": adgan.batch})
+        there = Path(folder)
+        network, discriminator = train_attention(config, images, device=device, folder=there, progress=False)
+        trained = train_adgan(config, images, network, device=device, folder=there, progress=False)
+        ours = _rates(there / "log.csv", len(images), {"attention": attention.batch, "adgan": adgan.batch})
     result["peak_memory_mb"] = round(_peak_memory(device) / 2**20)
     result["scoring_ms"] = {}
     for batch in (1, 32):
         part = images[torch.arange(batch) % len(images)]
         result["scoring_ms"][str(batch)] = round(
-            _milliseconds(lambda p=part: score(network, discriminator, trained, p)), 2
+            _milliseconds(partial(score, network, discriminator, trained, part)), 2
         )
     if device.type == "cuda":
         seconds = len(images) // attention.batch * attention.batch / ours["attention"]  # of an epoch

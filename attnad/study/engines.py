@@ -109,7 +109,7 @@ def run_on_ray(
         ray.init(log_to_driver=False)
     try:
         gpus = 1 / jobs_per_gpu if ray.cluster_resources().get("GPU") else 0
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(measure)
+        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(measure)
         waiting = {remote.remote(job.config, **arguments, progress=False): job for job in planned}
         while waiting:
             (ended,), _ = ray.wait(list(waiting))
@@ -152,21 +152,26 @@ def reproduce(
         raise SettingError("--jobs and --minutes are for this machine; leave them out, or --engine ray")
     if jobs < 1 or (minutes is not None and not minutes > 0):
         raise SettingError(f"--jobs {jobs}, --minutes {minutes}: give 1 or more, and more than 0")
-    started, absent, seconds = time.monotonic(), [], None
-    values = {"seeds": seeds, "recipe_name": recipe_name, "overrides": overrides}
+    started, seconds = time.monotonic(), None
+    values: dict[str, Any] = {"seeds": seeds, "recipe_name": recipe_name, "overrides": overrides}
     if table == "all":
         planned, absent = everything(data_root, classes=classes, **values)
         planned = missing(planned, results)
+        for line in absent:
+            print(line, flush=True)
     else:
         planned = tables.jobs(table, classes=classes or classes_there(table, data_root), **values)
-    for line in absent:
-        print(line, flush=True)
     root = find_root(data_root).resolve()
-    arguments = {"runs": runs.resolve(), "data_root": root, "device": device, "commit": current_commit()}
+    arguments: dict[str, Any] = {
+        "runs": runs.resolve(),
+        "data_root": root,
+        "device": device,
+        "commit": current_commit(),
+    }
     if engine == "ray":
         ended = run_on_ray(planned, jobs_per_gpu=jobs_per_gpu, **arguments)
     elif jobs > 1 or minutes is not None:
-        limits = {}
+        limits: dict[str, Any] = {}
         if minutes is not None:
             name = machine_facts(pick_device(device))["device"]
             seconds = Seconds(results, runs, device=name, threads=share_of_cores(jobs))

@@ -44,7 +44,8 @@ def run_in_processes(
     """
     begun = time.monotonic()
     last_call = deadline - min(GRACE, 0.1 * (deadline - begun)) if deadline < float("inf") else deadline
-    waiting, running = list(planned), {}
+    waiting = list(planned)
+    running: dict[Any, tuple[Job, Any]] = {}  # by the pipe that its outcome comes through
     with _shared_cores(workers) as context:
         try:
             while True:
@@ -104,8 +105,8 @@ def _shared_cores(workers: int) -> Iterator[Any]:
     try:
         yield context
     finally:
-        for name, value in before.items():
-            if value is None:
+        for name, old in before.items():
+            if old is None:
                 del os.environ[name]
 
 
@@ -135,11 +136,13 @@ def _work(pipe: Connection, workers: int, call: Callable[..., Any], config: Any,
 
 def _watch_parent() -> None:
     """Wait for the parent's end: a run whose result nobody reads saves its state and stops."""
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent, "runs have a process of their own"
+    wait([parent.sentinel])
     stopping.set()
 
 
-def _outcome(pipe: Connection, process: Any, *, late: bool) -> dict[str, Any] | Exception:
+def _outcome(pipe: Any, process: Any, *, late: bool) -> dict[str, Any] | Exception:
     """What a process has sent; an error in its place where it has died."""
     outcome: Any = None
     with suppress(EOFError, OSError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import traitlets
@@ -58,7 +58,7 @@ class AttentionExplorer(Widget):
         self,
         images: ArrayLike,
         maps: ArrayLike,
-        masks: ArrayLike | Sequence[ArrayLike | None] | None = None,
+        masks: Iterable[ArrayLike | None] | None = None,
         scores: Sequence[float] | None = None,
         names: Sequence[str] | None = None,
         steps: Sequence[str] | None = None,

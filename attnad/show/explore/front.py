@@ -32,7 +32,7 @@ class Widget(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         if hasattr(super(), "_repr_mimebundle_"):
-            shown = super()._repr_mimebundle_(**kwargs)
+            shown: Any = super()._repr_mimebundle_(**kwargs)
         else:
             view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
             shown = {"application/vnd.jupyter.widget-view+json": view}

@@ -67,7 +67,7 @@ class PaintDefect(Widget):
             raise ValueError(f"images are {list(images.shape)}; this run takes {size} x {size} pixels")
         self._run = run
         scores = run.score(images)
-        if scores.x_re is None:
+        if scores.x_re is None or scores.maps is None:
             raise ValueError("this detector does not reconstruct images; give a run of recipe quick or paper")
         super().__init__(
             _facts={
@@ -103,6 +103,8 @@ class PaintDefect(Widget):
             pixels = np.frombuffer(buffers[0], np.uint8).reshape(1, size, size, 3)
             scores = self._run.score(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous())
             answer = {"kind": "answer", **{name: scores.image[name].item() for name in ("adgan", "attention")}}
+            assert scores.maps is not None, "the first answer was checked for it"
+            assert scores.x_re is not None, "the first answer was checked for it"
             parts = [pack_unit(scores.maps, "maps").tobytes(), _pixels(scores.x_re)]
         except Exception as error:  # whatever it is, the reader should see it: a message of a kernel shows nowhere
             answer, parts = {"kind": "error", "text": f"{type(error).__name__}: {error}"}, []
