@@ -1,3 +1,25 @@
-"""Attention map-guided two-stage anomaly detection: the package under the book."""
+"""Attention map-guided two-stage anomaly detection: the package under the book.
+
+What a few lines need is offered here, and imported when it is first used: `attnad.train_run`, `attnad.load_images`
+and the others of `OFFERED`. Everything else is in its module.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+OFFERED = {
+    "load_train": "data", "load_test": "data", "load_images": "data", "recipe": "detectors",
+    "train_run": "run", "load_run": "run", "evaluate_run": "run", "write_report": "show.report",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in OFFERED:
+        raise AttributeError(f"module 'attnad' has no attribute {name!r}")
+    return getattr(import_module(f"attnad.{OFFERED[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *OFFERED])

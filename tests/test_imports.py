@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import attnad
 
 PACKAGE = Path(__file__).parents[1] / "attnad"
 
@@ -126,6 +129,16 @@ def test_importing_the_package_alone_is_cheap(tmp_path):
     loaded = set(run(code, tmp_path))
     assert "attnad" in loaded
     assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy"}
+
+
+def test_the_package_offers_what_a_few_lines_need():
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    for name, module in attnad.OFFERED.items():
+        assert getattr(attnad, name) is getattr(importlib.import_module(f"attnad.{module}"), name)
+        assert name in dir(attnad)
+        assert name not in modules, f"attnad.{name} would hide a module"
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        attnad.Trainer  # noqa: B018
 
 
 def test_help_needs_nothing_slow(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,9 +83,12 @@ class Paper:
         return score(self.network, self.discriminator, self.adgan, images)
 
 
-def stage1_hash(config: RunConfig) -> str:
-    """Eight hexadecimal digits that stand for all that decides stage 1: runs that share them can share it."""
-    return short_hash({k: v for k, v in to_dict(config).items() if k not in ("adgan", "image_score")})
+def stage1_hash(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for all that decides stage 1: runs that share them can share it.
+
+    `values` are a configuration's, as `to_dict` or a run's config.json gives them.
+    """
+    return short_hash({k: v for k, v in values.items() if k not in ("adgan", "image_score")})
 
 
 def _take_over(

@@ -8,6 +8,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from attnad.config import RunConfig
 from attnad.data import TestSet, load_test
 from attnad.data.layouts import data_root as find_root
 from attnad.data.layouts import find_folder
-from attnad.errors import PackageError, SettingError, Stopped, TrainingError
+from attnad.detectors.paper import stage1_hash
+from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError
 from attnad.run import evaluate_run, machine_facts, train_run
 from attnad.study import tables
 from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
@@ -61,9 +64,13 @@ def measure(
 
 
 def _same_stage1(config: RunConfig, runs: Path) -> Path | None:
-    """A finished run with the same stage 1, as its folder's name says and training will check."""
-    found = sorted(runs.glob(f"{folder_name(config).rpartition('-')[0]}-*/run.json"))
-    return found[0].parent if found else None
+    """A finished run with the same stage 1, as its configuration says and training will check."""
+    wanted = stage1_hash(asdict(config))
+    for path in sorted(runs.glob("*/run.json")):
+        with suppress(CheckpointError):  # a damaged run is none to take over; whoever loads it will hear so
+            if stage1_hash(load_json(path.parent / "config.json")) == wanted:
+                return path.parent
+    return None
 
 
 def _dataset(data: str, test: TestSet, data_root: Path | None) -> str:

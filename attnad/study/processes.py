@@ -14,12 +14,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
 from attnad.config import RunConfig
+from attnad.detectors.paper import stage1_hash
 from attnad.errors import Stopped, TrainingError
 from attnad.state import stopping
 from attnad.study.tables import Job, folder_name
@@ -87,8 +89,7 @@ def _next(waiting: Sequence[Job], running: Any, last_call: float, fits: Callable
 
 def _stage1(job: Job) -> str:
     """What jobs that share a stage 1 have in common; other detectors' jobs share whole runs."""
-    name = folder_name(job.config)
-    return name.rpartition("-")[0] if isinstance(job.config, RunConfig) else name
+    return stage1_hash(asdict(job.config)) if isinstance(job.config, RunConfig) else folder_name(job.config)
 
 
 @contextmanager

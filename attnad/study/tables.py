@@ -254,6 +254,6 @@ def override(config: Any, values: dict[str, Any]) -> Any:
 
 def folder_name(config: Any) -> str:
     """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
-    hashes = [stage1_hash(config)] if isinstance(config, RunConfig) else []
+    hashes = [stage1_hash(asdict(config))] if isinstance(config, RunConfig) else []
     name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
     return "-".join(filter(None, [*name, *hashes, short_hash(asdict(config))]))
