@@ -90,11 +90,13 @@ class Reproduce:
     """Run what is missing of one of the paper's tables and print it beside the paper's. Finished runs are skipped."""
 
     table: tyro.conf.Positional[
-        Literal["table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "all"]
-    ]
+        Literal["table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces",
+                "unlabelled", "all"]
+    ]  # fmt: skip
     """The paper's table, or a study of our own: textures, what each deviation from the paper does, on the embedded
     data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe strong adds to
-    features without training, on MVTec AD; surfaces, the same on the embedded data. all: every table, the most telling
+    features without training, on MVTec AD; surfaces, the same on the embedded data; unlabelled, whether
+    the check without labelled defects goes with the figures that need them. all: every table, the most telling
     runs first, those alone that results.csv has no rows of."""
     classes: tuple[str, ...] | None = None
     """Classes or categories; by default all of the table's that are there."""

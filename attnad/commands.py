@@ -27,6 +27,7 @@ from attnad.study.bench import bench as run_bench
 from attnad.study.bench import table as bench_table
 from attnad.study.engines import reproduce as reproduce_table
 from attnad.study.results import current_commit
+from attnad.synthetic import ENOUGH, learned_enough, told
 from attnad.train import pick_device
 
 
@@ -42,6 +43,14 @@ def train(command: Any) -> None:
         raise KeyboardInterrupt(remedy) from None
     seconds = sum(run.facts["seconds"].values())
     print(f"Trained on {run.facts['n_train']} normal images in {seconds:.0f} s on {run.facts['device']}: {out}")
+    check = run.facts.get("synthetic")  # not in a run of an earlier version
+    if check:
+        print(told(check))
+    if check and not learned_enough(check):
+        print(
+            f"That is too little (an AUROC below {ENOUGH}): it has not learned what is normal, and its scores and maps "
+            "carry next to nothing. Train longer (--attention.epochs), on more photographs, or take --recipe strong"
+        )
     labelled = classes(config.data, command.data_root)
     print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
 

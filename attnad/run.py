@@ -29,6 +29,7 @@ from attnad.errors import CheckpointError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, fingerprint, read_log
+from attnad.synthetic import synthetic_check
 from attnad.train import pick_device
 
 
@@ -107,6 +108,7 @@ def train_run(
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
             n_train=len(images),
             images=fingerprint(images),
+            synthetic=synthetic_check(run.score, config.image_score, held_out, threshold=threshold, seed=config.seed),
             seconds=seconds,
             **machine_facts(chosen),
         )
@@ -226,6 +228,7 @@ def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:
         }
     result["encoder"] = run.config.encoder
     result["image_score"] = run.config.image_score
+    result["synthetic"] = run.facts.get("synthetic")  # of normal training images that were held out
     return result
 
 

@@ -26,7 +26,7 @@ ROWS = [
     ("train",),
     ("data.cifar10", "score"),
     ("data",),
-    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report"),
+    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "synthetic"),
     ("detectors",),
     ("run",),
     ("show.export", "study.bench", "study.tables"),

@@ -24,6 +24,7 @@ from attnad.study.tables import (
     PAPER_METRICS,
     TABLES,
     TEXTURE_STUDY,
+    UNLABELLED,
     Job,
     folder_name,
     jobs,
@@ -57,6 +58,7 @@ def hashes(config: RunConfig) -> list[str]:
         ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
         ("beyond", MVTEC_CATEGORIES, len(BEYOND)),
         ("surfaces", textures.TEXTURES, len(BEYOND)),
+        ("unlabelled", ("textures", *MVTEC_CATEGORIES), len(UNLABELLED)),
     ],
 )
 def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):
@@ -67,7 +69,7 @@ def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):
     assert len({folder_name(job.config) for job in planned}) == len(planned)  # no two runs in one folder
     for job in planned:
         assert job.table == table
-        data = {CIFAR10_CLASSES: "cifar10", MVTEC_CATEGORIES: job.name}.get(names, "textures")
+        data = {CIFAR10_CLASSES: "cifar10", textures.TEXTURES: "textures", ("brick",): "textures"}.get(names, job.name)
         assert (job.config.data, job.config.normal_class) == (data, None if data == job.name else job.name)
         assert isinstance(job.config, NeighboursConfig) == (job.variant.recipe == "neighbours")
 

@@ -33,9 +33,10 @@ def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
         for metric, key in metrics.items():
             if (value := lookup(outcome, key)) is None:
                 continue
-            n = outcome[
-                "n_pixel_images" if metric in ("aupro", *(m for m in METRICS if m.startswith("pixel"))) else "n"
-            ]
+            pixels = metric in ("aupro", *(m for m in METRICS if m.startswith("pixel")))
+            n = outcome["n_pixel_images" if pixels else "n"]
+            if key.startswith("synthetic."):
+                n = outcome["synthetic"]["n"]
             if key.startswith("by_kind."):
                 n = outcome["n_good"] + lookup(outcome, key.rpartition(".")[0])["n"]
             row = (

@@ -118,6 +118,14 @@ BEYOND = {
     "strong: and a judge a level": Variant({}, {}, "strong"),
 }
 
+# Does the check that needs no labelled defect go with the figures that do? Stage 1 alone, longer and longer.
+_CHECK = {"synthetic_image_auroc": "synthetic.image_auroc", "synthetic_pixel_auroc": "synthetic.pixel_auroc"}
+UNLABELLED = {
+    **{f"quick, stage 1, {n} epochs": Variant(_STAGE1 | {"attention.epochs": n}, {}) for n in (1, 2, 4, 10, 20)},
+    "one Gaussian a place": Variant({}, {}, "gaussian"),
+    "strong": Variant({}, {}, "strong"),
+}
+
 TABLES: dict[str, list[Variant]] = {
     "table1": _named(
         {
@@ -165,17 +173,20 @@ TABLES: dict[str, list[Variant]] = {
     ],
     "beyond": _named(BEYOND, _ALL),
     "surfaces": _named(BEYOND, _ALL),
+    "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
 }
 
 # The data set of each table; None where each class is a data set of its own.
 DATA = {
     "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
     "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures",
+    "unlabelled": None,
 }  # fmt: skip
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
     "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES,
+    "unlabelled": ("textures", *MVTEC_CATEGORIES),
 }  # fmt: skip
 PAPER_METRICS = {
     "image AUROC": "image_auroc",
