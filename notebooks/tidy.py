@@ -1,6 +1,7 @@
 """After `make notebooks`: tidy the chapters, and take the README's picture out.
 
-Dropped are progress bars, time stamps and the state of widgets: their pictures stand until a reader runs them.
+Dropped are progress bars, time stamps and the state of widgets: their pictures
+stand until a reader runs them.
 """
 
 import base64
@@ -15,10 +16,22 @@ for path in HERE.glob("*.ipynb"):
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr"
+            ]
             for output in cell.outputs:
-                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+                output.get("data", {}).pop(
+                    "application/vnd.jupyter.widget-view+json", None
+                )
         if path.stem == "00_tour" and cell.id == "maps":
-            picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-            (HERE.parent / "book" / "figures" / "tour_maps.png").write_bytes(base64.b64decode(picture))
+            picture = next(
+                o.data["image/png"]
+                for o in cell.outputs
+                if "image/png" in o.get("data", {})
+            )
+            (HERE.parent / "book" / "figures" / "tour_maps.png").write_bytes(
+                base64.b64decode(picture)
+            )
     nbformat.write(notebook, path)

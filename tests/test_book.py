@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 
@@ -98,17 +99,30 @@ def source(cell: dict) -> str:
 
 
 def test_every_chapter_sets_itself_up_in_the_same_way():
-    """The first code cell is one text in all chapters: on Colab, this version of the book."""
+    """The first code cell is one text in all chapters: on Colab, this release of the book, or what will become it."""
     first = {source(cells(path, "code")[0]) for path in NOTEBOOKS}
     assert len(first) == 1, "the first code cells differ"
     (text,) = first
-    assert f'"v{project()["version"]}", url' in text
-    assert "torch" not in "".join(re.findall(r"check_call\(.*", text)), "Colab's torch must stay"
+    latest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    version = project()["version"]
+    assert latest.startswith(version)
+    branch = "main" if "not yet released" in latest else f"v{version}"
+    assert re.findall(r"--branch ([\w.]+)", text) == [branch], "a tag that is not there, or an older book"
+    assert "torch" not in "".join(re.findall(r"(?:check_call|install).*", text)), "Colab's torch must stay"
     extras = set(re.findall(r"/content/book\[([\w,]+)\]", text)[0].split(","))
     assert extras <= set(project()["optional-dependencies"])
     for path in NOTEBOOKS:
         if switch := [source(c) for c in cells(path, "code") if source(c).count("ATTNAD_PROFILE")]:
             assert len(switch) == 1, f"{path.name}: one switch"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_is_as_wide_as_the_page(path: Path):
+    """At 1,280 pixels a cell shows 80 columns; what is longer is cut off."""
+    code = [source(cell) for cell in cells(path, "code")]
+    for cell in cells(path, "markdown"):
+        code += [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", source(cell), re.DOTALL)]
+    assert [line for text in code for line in text.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
