@@ -29,8 +29,8 @@ DataRoot = Annotated[Path | None, tyro.conf.arg(help="Where data sets live; else
 @functools.cache
 def train_command(config_type: type) -> type:
     """The command line of `attnad train` for a detector: its configuration, and where and on what to train."""
-    data = "textures (embedded), cifar10, or a folder: MVTec style (train/good, test/...), train/<class> and "
-    data += "test/<class>, or simply images, all normal."
+    data = "textures (embedded), cifar10, or a folder: simply images, all normal, or laid out as MVTec AD, MVTec AD 2, "
+    data += "MVTec LOCO, BTAD, VisA, good and bad, or train/<class> and test/<class>."
     recipe_help = "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it "
     recipe_help += (
         "says; strong, for photographs; gaussian, strong without its training; neighbours, nearest neighbours on "

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 ROWS = [
     ("errors", "config"),
     ("checkpoint", "augmentations", "losses", "metrics", "show.plotting"),
-    ("data.images", "data.textures", "graph", "state", "models"),
+    ("data.folders", "data.images", "data.textures", "graph", "state", "models"),
     ("data.layouts", "places"),
     ("train",),
     ("data.cifar10", "score"),

@@ -6,10 +6,10 @@ The argument `data` of `load_train`, `load_test` and `classes` names a data set.
 2. `"cifar10"`: below `root`, as class folders (`cifar10/train/<class>/*`, `cifar10/test/<class>/*`, or `root` itself
    laid out so), else as the original batches (`cifar-10-batches-py/`), else downloaded.
 3. a folder, named by a path that is absolute, or relative to the current folder or to `root`:
-   a. with a folder `train`: a labelled data set. `train/<class>/*` and `test/<class or defect>/*` hold images and, if
-      there is a folder `ground_truth`, `ground_truth/<defect>/<stem>_mask.png` is the mask of an anomalous test image.
-      With one training class (MVTec AD: `train/good`) it is the normal one; with several, `normal_class` says which.
-   b. without: its images, all of them normal. They lie directly inside: a folder within it is refused, not searched,
+   a. laid out as one of `attnad.data.layouts.LAYOUTS` (book/data.md has their trees): a labelled data set, such as
+      MVTec AD's `train/good/*`, `test/<good or defect>/*` and `ground_truth/<defect>/<stem>_mask.png`. With one
+      training class it is the normal one; with several, `normal_class` says which.
+   b. else: its images, all of them normal. They lie directly inside: a folder within it is refused, not searched,
       because in a folder of several data sets that would mix test images into the training data.
 
 To use a folder that is called `textures` or `cifar10`, write `./textures`. `root` is the argument, else the environment
@@ -39,18 +39,9 @@ from torch import Tensor
 
 from attnad.data import textures
 from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_batches, train_batches
+from attnad.data.folders import NormalSet, TestSet, expand, files_of, find_folder, relative
 from attnad.data.images import read_images, to_tensor
-from attnad.data.layouts import (
-    LAYOUT,
-    NormalSet,
-    TestSet,
-    expand,
-    files_of,
-    find_folder,
-    folder_classes,
-    relative,
-    test_folders,
-)
+from attnad.data.layouts import LAYOUT, folder_classes, layout_of, test_folders, train_paths
 from attnad.errors import DataError
 
 __all__ = ["ImageBatch", "NormalSet", "TestSet", "classes", "load_images", "load_test", "load_train", "split_normal"]
@@ -73,13 +64,15 @@ def load_train(data: str, *, size: int, normal_class: str | None = None, root: P
     _check_size(size)
     normal = _normal_class(data, normal_class, root)
     if data == "textures":
+        assert normal, "textures always have a normal class"
         crops = textures.train_crops(normal, size)
         return NormalSet(to_tensor(crops), tuple(f"{normal}/train/{i:04d}" for i in range(len(crops))))
 
     folder = find_cifar10(root) if data == "cifar10" else find_folder(data, root)
     if folder.name == BATCHES:
+        assert normal, "one of CIFAR-10's classes is normal"
         return train_batches(folder, normal, size)
-    paths = files_of(folder / "train" / normal if normal else folder)
+    paths = train_paths(folder, normal) if normal else files_of(folder)
     if data == "cifar10" and len(paths) != 5_000:
         warnings.warn(f"{folder}: {len(paths)} training images of class {normal}, CIFAR-10 has 5,000", stacklevel=2)
     images, _ = read_images(paths, size)
@@ -89,19 +82,23 @@ def load_train(data: str, *, size: int, normal_class: str | None = None, root: P
 def load_test(data: str, *, size: int, normal_class: str | None = None, root: Path | None = None) -> TestSet:
     """Load the labelled test images of a data set (see the head of this module) at size x size pixels.
 
-    Masks are resized with nearest neighbour; any value above 0 is defect. All classes but the normal one are anomalous.
+    Masks are resized with nearest neighbour; `attnad.data.images.defect_of` says what their values mean, and a soft
+    border is told by a warning. All classes but the normal one are anomalous.
     Raises DataError, also where the test set lacks good or anomalous images, where an image and its mask differ in
-    size, and where a folder `ground_truth` exists but a mask lacks its image or an anomalous image its mask.
+    size, and where there are masks but one lacks its image or an anomalous image its mask.
     """
     _check_size(size)
     normal = _normal_class(data, normal_class, root)
     if data == "textures":
+        assert normal, "textures always have a normal class"
         return _test_textures(normal, size)
 
     folder = find_cifar10(root) if data == "cifar10" else find_folder(data, root)
     if folder.name == BATCHES:
+        assert normal, "one of CIFAR-10's classes is normal"
         return test_batches(folder, normal, size)
-    if normal is None or not os.path.isdir(folder / "test"):
+    layout = layout_of(folder)
+    if normal is None or layout is None or not os.path.isdir(folder / layout.test):
         raise DataError(f"{folder}: has no test images with labels; a test set is laid out as {LAYOUT}")
     return test_folders(folder, normal, size, expected=10_000 if data == "cifar10" else None)
 

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnad.data.folders import NormalSet, TestSet, data_root
 from attnad.data.images import in_parallel, resized, to_tensor
-from attnad.data.layouts import NormalSet, TestSet, data_root, folder_classes
+from attnad.data.layouts import folder_classes
 from attnad.errors import DataError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

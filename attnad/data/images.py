@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from scipy import ndimage
 from torch import Tensor
 
 from attnad.errors import DataError
@@ -101,25 +102,52 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_mask(image: Image.Image) -> Image.Image:
-    """Any mode -> 'L' with 0 or 255: above 0 in any colour channel is defect, transparency does not count."""
+SMALL, FEW = 32, 16  # numbers of kinds: values up to SMALL, or no more than FEW different ones
+EDGE = 8  # pixels from a defect's border that values in between may be away, as JPEG's blocks and smoothing leave them
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """Any mode -> [height, width], the largest value over the colour channels; transparency does not count."""
     if image.mode[0] not in "1LIF":
         image = image.convert("RGB")
     elif image.mode in ("LA", "La"):
         image = image.getchannel("L")
     values = np.asarray(image)
-    defect = (values > 0).any(axis=2) if values.ndim == 3 else values > 0
-    return Image.fromarray(defect.astype(np.uint8) * 255)
+    return values.max(axis=2) if values.ndim == 3 else values.astype(np.uint8) if values.dtype == bool else values
 
 
-def read_mask(path: Path | None, original: tuple[int, int], size: int) -> np.ndarray:
-    """bool [size, size]; all False without a path."""
-    if path is None:
-        return np.zeros((size, size), dtype=bool)
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise DataError(f"{path}: JPEG blurs a mask's values; save the mask as PNG")
-    mask = _open(path, _to_mask)
-    if mask.size != original:
-        ours, theirs = ("{} x {}".format(*pair) for pair in (mask.size, original))
-        raise DataError(f"{path}: the mask has {ours} pixels and its image {theirs}; save both at the same size")
-    return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST)) > 0
+def defect_of(values: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Which pixels of a mask [height, width] are defect, and whether its border is soft.
+
+    Two values are a mask, and so are a few, or small ones, that number kinds of defects: all above 0 is defect. Where
+    values lie near 0 and near the largest, but for a narrow border (smoothing, JPEG), half of the largest is the limit.
+    Raises DataError where values lie all over the range: that is a map of scores, or a photograph.
+    """
+    different = np.unique(values)
+    largest = float(different[-1])
+    if len(different) <= 2 or (different[0] >= 0 and largest <= SMALL):
+        return values > 0, False
+    inside = values > largest / 2
+    grown, shrunk = (f(inside, iterations=EDGE) for f in (ndimage.binary_dilation, ndimage.binary_erosion))
+    between = (values > 0.2 * largest) & (values < 0.8 * largest)
+    if between.mean() < 0.25 and not (between & ~(grown & ~shrunk)).any():
+        return inside, True
+    if len(different) <= FEW:
+        return values > 0, False
+    raise DataError("its values lie all over the range, so it is no mask; save one with 0 for normal, 255 for defect")
+
+
+def read_mask(paths: Sequence[Path], original: tuple[int, int], size: int) -> tuple[np.ndarray, list[Path]]:
+    """The masks of one image, joined: bool [size, size], all False without any; and those whose border is soft."""
+    joined, soft = np.zeros((size, size), dtype=bool), list[Path]()
+    for path in paths:
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            raise DataError(f"{path}: JPEG blurs a mask's values; save the mask as PNG")
+        defect, is_soft = _open(path, lambda image: defect_of(_values(image)))
+        mask = Image.fromarray(defect.astype(np.uint8) * 255)
+        if mask.size != original:
+            ours, theirs = ("{} x {}".format(*pair) for pair in (mask.size, original))
+            raise DataError(f"{path}: the mask has {ours} pixels and its image {theirs}; save both at the same size")
+        joined |= np.asarray(mask.resize((size, size), Image.Resampling.NEAREST)) > 0
+        soft += [path] if is_soft else []
+    return joined, soft

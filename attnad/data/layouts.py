@@ -1,92 +1,70 @@
-"""Data sets as folders: where they lie, which classes they have, and labelled test images with their masks."""
+"""How labelled data sets lie in their folders: a table of layouts, and what each gives for training and for testing."""
 
 from __future__ import annotations
 
-import difflib
+import csv
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from attnad.data.folders import TestSet, entries, files_of, relative
 from attnad.data.images import in_parallel, read_images, read_mask
 from attnad.errors import DataError
 
-IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
-IGNORED_TEXTS = {"readme", "license", "licence", "copying"}  # alone, or with .txt or .md
-LAYOUT = "train/good/*, test/good/*, test/<defect>/* and, optionally, ground_truth/<defect>/<stem>_mask.png"
+
+@dataclass(frozen=True)
+class Layout:
+    """How a labelled data set lies in its folder; the other folders are below it."""
+
+    name: str
+    marks: tuple[str, ...]  # folders by which it is known
+    train: str  # folder of normal images; {normal} is the class that is normal
+    test: str  # folder of folders: good images, and one for each kind of defect
+    truth: str  # folder of folders of masks, one for each kind of defect
+    normal: str | None = None  # the good images' folder, where it has one name only
+
+    @property
+    def split(self) -> bool:
+        """Whether the normal images for training and for testing lie in one folder."""
+        return "{normal}" not in self.train
+
+    def text(self) -> str:
+        """The layout in a line."""
+        good = self.normal or "good"
+        parts = [self.train.format(normal=good)] + ([] if self.split else [f"{self.test}/{good}"])
+        parts += [(Path(self.test) / "<defect>").as_posix()]
+        masks = f"{self.truth}/<defect>/<stem>_mask.png"
+        return f"{', '.join(f'{part}/*' for part in parts)} and, optionally, {masks}"
 
 
-@dataclass(frozen=True, eq=False)
-class NormalSet:
-    """Training data: normal images only.
-
-    images: uint8 [n, 3, size, size], values 0..255.
-    names: n file paths relative to the data set's folder, or names such as 'brick/train/0012'.
-    """
-
-    images: Tensor
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class TestSet:
-    """Labelled images.
-
-    images: uint8 [n, 3, size, size], values 0..255.
-    labels: bool [n], True = anomalous.
-    masks: bool [n, size, size], True = defect; all False where has_mask is False.
-    has_mask: bool [n]; in a data set with masks, good images count as having an empty one.
-    kinds: 'good', or the kind of anomaly; 'defect/scratch' is kind 'scratch' in group 'defect'.
-    names: as in `NormalSet`.
-    """
-
-    __test__ = False  # a name that starts with 'Test' is no test: pytest must not collect it
-
-    images: Tensor
-    labels: Tensor
-    masks: Tensor
-    has_mask: Tensor
-    kinds: tuple[str, ...]
-    names: tuple[str, ...]
+# From the most particular to the plainest: the first one whose marks are there is meant.
+LAYOUTS = (
+    Layout("MVTec AD 2", ("train", "test_public"), "train/{normal}", "test_public", "test_public/ground_truth"),
+    Layout("MVTec AD, BTAD, MVTec LOCO", ("train",), "train/{normal}", "test", "ground_truth"),
+    Layout("VisA", ("Data/Images/Normal",), "Data/Images/Normal", "Data/Images", "Data/Masks", "Normal"),
+    Layout("good and bad", ("good", "bad"), "good", ".", "ground_truth", "good"),
+)
+LAYOUT = LAYOUTS[1].text()
+EVERY = 10  # of normal images that lie in one folder, every tenth is for testing
 
 
-def data_root(root: Path | None) -> Path:
-    return Path(root or os.environ.get("ATTNAD_DATA") or "~/.cache/attnad").expanduser()
-
-
-def find_folder(data: str, root: Path | None) -> Path:
-    """The folder that `data` names, seen from here or from the root."""
-    try:
-        given, base = Path(data).expanduser(), data_root(root)
-        found = [path for path in dict.fromkeys((given, base / given)) if data and path.exists()]
-        if len(found) == 2 and not found[0].samefile(found[1]):
-            raise DataError(f"{data}: could be {found[0].absolute()} or {found[1]}; name one of them by its full path")
-    except (OSError, RuntimeError) as error:  # a name too long, a home folder that does not exist
-        raise DataError(f"{data!r}: {error}; name a data set ('textures', 'cifar10') or a folder") from error
-    if not found:
-        near = ["textures", "cifar10"]
-        for parent in (given.parent, (base / given).parent):
-            if os.path.isdir(parent) and os.access(parent, os.R_OK):
-                near += [str(given.parent / path.name) for path in parent.iterdir() if os.path.isdir(path)]
-        matches = dict.fromkeys(difflib.get_close_matches(str(data), near))
-        hint = f"Did you mean {' or '.join(map(repr, matches))}? " if matches else ""
-        raise DataError(
-            f"{data!r}: no data set has that name, and there is no such folder here or in {base}. {hint}"
-            "Name 'textures', 'cifar10' or a folder of images"
-        )
-    if not os.path.isdir(found[0]):
-        raise DataError(f"{found[0]}: is a file; name the folder that holds the images")
-    return found[0]
+def layout_of(folder: Path) -> Layout | None:
+    """The layout of a labelled data set, None for other folders; looks at no test image."""
+    return next((each for each in LAYOUTS if all(os.path.isdir(folder / mark) for mark in each.marks)), None)
 
 
 def folder_classes(folder: Path) -> tuple[str, ...]:
-    """The training classes of a labelled folder, sorted; () for a folder of images. Looks at `train` only."""
-    if os.path.isdir(folder / "train"):
+    """The training classes of a labelled folder, sorted; () for a folder of images. Looks at no test image."""
+    layout = layout_of(folder)
+    if layout and layout.normal:
+        return (layout.normal,)
+    if layout:
         folders, files = entries(folder / "train")
         if files or not folders:
             what = f"holds {files[0].name}, which is in no class folder" if files else "holds no class folder"
@@ -94,90 +72,111 @@ def folder_classes(folder: Path) -> tuple[str, ...]:
         return tuple(path.name for path in folders)
     folders, _ = entries(folder)
     if folders:
-        inner = [path for path in folders if os.path.isdir(path / "train")]
-        remedy = (
-            f"name one data set, such as {inner[0]}" if inner else f"put the images directly inside, or use {LAYOUT}"
-        )
-        raise DataError(f"{folder}: holds folders ({folders[0].name}) but no folder 'train'; {remedy}")
+        inner = [path for path in folders if layout_of(path)]
+        if inner:
+            remedy = f"name one data set, such as {inner[0]}"
+        else:
+            there = [*folders, *(inner for path in folders for inner in entries(path)[0])]
+            near = nearest([path.relative_to(folder).as_posix() for path in there])
+            remedy = f"put the images directly inside, or lay them out as {near.name} does: {near.text()}"
+        raise DataError(f"{folder}: holds folders ({folders[0].name}) that are no layout we know; {remedy}")
     return ()
 
 
-def entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files directly inside a folder, each sorted, without what is ignored."""
-    try:
-        paths = sorted(path for path in folder.iterdir() if not _ignored(path))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the path and its permissions") from error
-    folders, files = [p for p in paths if os.path.isdir(p)], [p for p in paths if os.path.isfile(p)]
-    for path in set(paths).difference(folders, files):
-        raise DataError(f"{path}: is neither a file nor a folder (a broken link, or no permission?); remove it")
-    return folders, files
+def nearest(there: Sequence[str]) -> Layout:
+    """The layout whose folders are called most like those that are there."""
+
+    def likeness(layout: Layout) -> float:
+        good = layout.normal or "good"
+        wanted = {layout.train.format(normal=good), (Path(layout.test) / good).as_posix(), layout.truth}
+        close = [max(SequenceMatcher(None, one.lower(), name.lower()).ratio() for name in there) for one in wanted]
+        return sum(close) / len(close)
+
+    return max(LAYOUTS, key=likeness)
 
 
-def _ignored(path: Path) -> bool:
-    name = path.name.lower()
-    return (
-        name.startswith(".") or name in IGNORED_NAMES or name.removesuffix(".txt").removesuffix(".md") in IGNORED_TEXTS
+def train_paths(folder: Path, normal: str) -> list[Path]:
+    """The normal training images of a labelled folder; those of a folder `validation` too, all of which are normal."""
+    layout = layout_of(folder)
+    assert layout, "only a labelled folder has a normal class"
+    paths = files_of(folder / layout.train.format(normal=normal))
+    if layout.split:
+        return _split(folder, paths)[0]
+    more = folder / "validation" / normal
+    return paths + (files_of(more) if os.path.isdir(more) else [])
+
+
+def _split(folder: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Normal images of one folder for training and for testing: as VisA's table says, else every tenth is a test's."""
+    table = next(
+        (p for p in (folder / "split_csv/1cls.csv", folder.parent / "split_csv/1cls.csv") if p.is_file()), None
     )
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files of a folder that must hold images and nothing else."""
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder}: there is no such folder; it should hold images")
-    folders, files = entries(folder)
-    if folders:
-        raise DataError(f"{folders[0]}: is a folder among images; move its images to {folder} or remove it")
-    if not files:
-        raise DataError(f"{folder}: is empty; it should hold images")
-    return files
-
-
-def expand(path: Path) -> Iterator[Path]:
-    if os.path.isfile(path):
-        yield path
-        return
-    if not os.path.isdir(path):
-        raise DataError(f"{path}: there is no such file or folder; check the path and its permissions")
-    folders, files = entries(path)
-    if not folders and not files:
-        raise DataError(f"{path}: is empty; it should hold images")
-    for inner in sorted(folders + files):
-        if inner.is_symlink() and os.path.isdir(inner):  # it may lead in a circle
-            raise DataError(f"{inner}: is a link to a folder; name the folder that it leads to instead")
-        yield from expand(inner)
-
-
-def relative(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
-    return tuple(path.relative_to(folder).as_posix() for path in paths)
+    if table is None:
+        if len(paths) < EVERY:
+            raise DataError(
+                f"{paths[0].parent}: holds {len(paths)} normal images, of which every tenth is kept for testing; "
+                "give ten or more, or put those for testing apart (train/good, test/good)"
+            )
+        return [p for i, p in enumerate(paths, 1) if i % EVERY], list(paths[EVERY - 1 :: EVERY])
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = [
+            row for row in csv.DictReader(file) if row.get("object") == folder.name and row.get("label") == "normal"
+        ]
+    part = {Path(row["image"]).name: row["split"] for row in rows if row.get("image") and row.get("split")}
+    if unknown := [path for path in paths if part.get(path.name) not in ("train", "test")]:
+        raise DataError(
+            f"{unknown[0]}: {table} does not say whether it is for training; complete the table or remove it"
+        )
+    return [p for p in paths if part[p.name] == "train"], [p for p in paths if part[p.name] == "test"]
 
 
 def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> TestSet:
-    folders, files = entries(folder / "test")
-    if files:
-        raise DataError(f"{files[0]}: lies beside the folders of test/; move it into test/good or test/<defect>")
+    layout = layout_of(folder)
+    assert layout, "only a labelled folder has a normal class"
+    test, truth = folder / layout.test, folder / layout.truth
+    folders, files = entries(test)
+    folders = [path for path in folders if path not in (truth, folder / "split_csv")]
+    if files and layout.test != ".":
+        raise DataError(
+            f"{files[0]}: lies beside the folders of {layout.test}/; move it into {layout.test}/good or "
+            f"{layout.test}/<defect>"
+        )
     names = [path.name for path in folders]
     if normal not in names or len(names) < 2:
-        lack = "anomalous images (test/<defect>)" if normal in names else f"good images (test/{normal})"
-        raise DataError(f"{folder / 'test'}: holds no {lack}; a test set needs good and anomalous ones")
-    if "good" in names and normal != "good":
+        lack, inside = ("anomalous", "<defect>") if normal in names else ("good", normal)
         raise DataError(
-            f"{folder / 'test' / 'good'}: is not the normal class ({normal}); give it another name than good"
+            f"{test}: holds no {lack} images ({layout.test}/{inside}); a test set needs good and anomalous ones"
         )
+    if "good" in names and normal != "good":
+        raise DataError(f"{test / 'good'}: is not the normal class ({normal}); give it another name than good")
 
-    paths = [path for inner in folders for path in files_of(inner)]
+    paths = []
+    for inner in folders:
+        found = files_of(inner)
+        paths += _split(folder, found)[1] if layout.split and inner.name == normal else found
     if expected and len(paths) != expected:
         warnings.warn(f"{folder}: {len(paths)} test images instead of {expected:,}", stacklevel=3)
-    masked = os.path.isdir(folder / "ground_truth")
-    mask_paths = _mask_paths(folder, paths, normal) if masked else [None] * len(paths)
+    masked = os.path.isdir(truth)
+    mask_paths = _mask_paths(test, truth, paths, normal) if masked else [[] for _ in paths]
 
     images, sizes = read_images(paths, size)
-    masks = list(in_parallel(read_mask, mask_paths, sizes, [size] * len(paths)))
-    for path, mask in zip(mask_paths, masks, strict=True):
-        if path and path.parent.name == normal and mask.any():
+    masks, soft = [], []
+    for path, drawn, (mask, blurred) in zip(
+        paths, mask_paths, in_parallel(read_mask, mask_paths, sizes, [size] * len(paths)), strict=True
+    ):
+        if path.parent.name == normal and mask.any():
             raise DataError(
-                f"{path}: marks a defect in a good image; move the image to test/<defect> or empty the mask"
+                f"{drawn[0]}: marks a defect in a good image; move the image to {layout.test}/<defect> or empty the "
+                "mask"
             )
+        masks.append(mask)
+        soft += blurred
+    if soft:
+        warnings.warn(
+            f"{soft[0]}: its border is soft, as JPEG or smoothing leaves it, so half of its largest value is the limit "
+            f"between normal and defect; {len(soft)} of {sum(map(len, mask_paths))} masks are like this",
+            stacklevel=3,
+        )
     kinds = tuple("good" if path.parent.name == normal else path.parent.name for path in paths)
     return TestSet(
         images=images,
@@ -189,20 +188,33 @@ def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> 
     )
 
 
-def _mask_paths(folder: Path, paths: Sequence[Path], normal: str) -> list[Path | None]:
-    """The mask of each test image, None for a good one that has none; every mask must have its image."""
-    truth = folder / "ground_truth"
+def _mask_paths(test: Path, truth: Path, paths: Sequence[Path], normal: str) -> list[list[Path]]:
+    """The masks of each test image, none for a good one that has none; every mask must have its image.
+
+    An image's mask is called as itself, with or without "_mask", or there are several in a folder called as itself.
+    """
     folders, files = entries(truth)
     if files:
-        raise DataError(f"{files[0]}: lies beside the folders of ground_truth/; move it to ground_truth/<defect>")
-    masks = {(inner.name, path.stem): path for inner in folders for path in files_of(inner)}
-    found: list[Path | None] = []
+        raise DataError(f"{files[0]}: lies beside the folders of {truth.name}/; move it to {truth.name}/<defect>")
+    masks: dict[tuple[str, str], list[Path]] = {}
+    for folder in folders:
+        several, single = entries(folder)
+        if not several and not single:
+            raise DataError(f"{folder}: is empty; it should hold masks")
+        masks |= {(folder.name, path.stem): [path] for path in single}
+        masks |= {(folder.name, path.name): files_of(path) for path in several}
+    found: list[list[Path]] = []
     for path in paths:
-        kind, stem = path.parent.name, f"{path.stem}_mask"
-        found.append(masks.pop((kind, stem), None))
-        if found[-1] is None and kind != normal:
-            raise DataError(f"{path}: has no mask {truth / kind / stem}.png; add it, or remove the folder ground_truth")
-    for path in masks.values():
-        image = folder / "test" / path.parent.name / f"{path.stem.removesuffix('_mask')}.*"
-        raise DataError(f"{path}: is the mask of no image; there is no {image}. Add the image or remove the mask")
+        kind, stem = path.parent.name, path.stem
+        known = next((name for name in (f"{stem}_mask", stem) if (kind, name) in masks), None)
+        found.append(masks.pop((kind, known)) if known else [])
+        if not found[-1] and kind != normal:
+            raise DataError(
+                f"{path}: has no mask {truth / kind / stem}_mask.png; add it, or remove the folder {truth.name}"
+            )
+    for kind, stem in masks:
+        image = test / kind / f"{stem.removesuffix('_mask')}.*"
+        raise DataError(
+            f"{masks[kind, stem][0]}: is the mask of no image; there is no {image}. Add the image or remove the mask"
+        )
     return found

@@ -18,8 +18,8 @@ from PIL import Image
 from attnad.checkpoint import load_json, save_json
 from attnad.config import RunConfig
 from attnad.data import TestSet, load_test
-from attnad.data.layouts import data_root as find_root
-from attnad.data.layouts import find_folder
+from attnad.data.folders import data_root as find_root
+from attnad.data.folders import find_folder
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError
 from attnad.run import evaluate_run, machine_facts, train_run

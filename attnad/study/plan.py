@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attnad.data.cifar10 import find_cifar10
-from attnad.data.layouts import data_root as find_root
+from attnad.data.folders import data_root as find_root
 from attnad.errors import DataError
 from attnad.study.results import read_results
 from attnad.study.tables import CLASSES, DATA, MVTEC_CATEGORIES, Job, folder_name, jobs
