@@ -82,6 +82,11 @@ class Score:
     """Image files, or folders of images."""
     out: Path
     """Folder to write to."""
+    threshold: float | None = None
+    """Flag images that score above this; by default the run's threshold, from its held-out normal images."""
+    false_alarms: float | None = None
+    """Or the rate of normal images that may be flagged, such as 0.01: the threshold that the run's held-out images give
+    for it. Where they are too few, the rate is refused."""
     device: Device = "auto"
 
 

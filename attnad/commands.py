@@ -78,6 +78,7 @@ def _table(run: Run, result: dict[str, Any]) -> str:
 def score(command: Score) -> None:
     """Carry out `attnad score`."""
     run = load_run(command.run, device=command.device)
+    threshold, threshold_from = _threshold(run, command)
     batch = load_images(command.images, size=run.config.size)
     scores = run.score(batch.images)
     if scores.maps is None:
@@ -89,7 +90,7 @@ def score(command: Score) -> None:
         sizes=batch.sizes,
         maps=scores.maps,
         scores=run.image_scores(scores).tolist(),
-        threshold=run.facts["threshold"],
+        threshold=threshold,
         title=f"Anomalies among {len(batch.paths)} images",
         notes={
             "Run": str(command.run),
@@ -97,11 +98,26 @@ def score(command: Score) -> None:
             "Image score": run.config.image_score,
             "Encoder": run.config.encoder,
             "Seed": str(run.config.seed),
-            "Threshold": run.facts["threshold_from"],
+            "Threshold": threshold_from,
         },
     )
-    flagged = sum(value > run.facts["threshold"] for value in run.image_scores(scores).tolist())
+    flagged = sum(value > threshold for value in run.image_scores(scores).tolist())
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
+
+
+def _threshold(run: Run, command: Score) -> tuple[float, str]:
+    """The threshold that is wanted, and where it comes from."""
+    given, rate = command.threshold, command.false_alarms
+    if given is not None and rate is not None:
+        raise SettingError(f"--threshold {given} and --false-alarms {rate} both say where to flag; give one of them")
+    if given is not None:
+        if not math.isfinite(given):
+            raise SettingError(f"--threshold {given}: give a finite number")
+        return given, "given on the command line"
+    if rate is not None:
+        n = len(run.facts.get("held_out_scores", ()))
+        return run.threshold_for(rate), f"for false alarms at a rate of {rate}, by {n} held-out normal images"
+    return run.facts["threshold"], run.facts["threshold_from"]
 
 
 def reproduce(command: Reproduce) -> None:

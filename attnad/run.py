@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -25,7 +26,7 @@ from attnad.checkpoint import load_json, save_json
 from attnad.config import differences, from_dict
 from attnad.data import TestSet, load_train, split_normal
 from attnad.detectors import DETECTORS
-from attnad.errors import CheckpointError, TrainingError
+from attnad.errors import CheckpointError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, fingerprint, read_log
@@ -54,6 +55,30 @@ class Run:
     def image_scores(self, scores: Scores) -> Tensor:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
         return scores.image[self.config.image_score]
+
+    def threshold_for(self, false_alarms: float) -> float:
+        """The threshold that new normal images exceed at a rate in (0, 1), on average over draws of held-out images.
+
+        It is the held-out scores' quantile at place (1 - rate)(n + 1), which lies among n scores from n + 1 >= 1 / rate
+        on. Raises SettingError on another rate and on one that needs more images than were held out, CheckpointError
+        on a run of a version that kept no scores.
+        """
+        if not 0 < false_alarms < 1:
+            raise SettingError(f"a rate of false alarms of {false_alarms}: give a share between 0 and 1, such as 0.01")
+        scores = self.facts.get("held_out_scores")
+        if not scores:
+            raise CheckpointError(
+                "the run was made by a version that kept no scores of held-out images; give a threshold instead, or "
+                "train again into another folder"
+            )
+        needed = math.ceil(1 / false_alarms - 1e-9) - 1
+        if len(scores) < needed:
+            possible = math.ceil(1000 / (len(scores) + 1)) / 1000
+            raise SettingError(
+                f"a rate of false alarms of {false_alarms} needs {needed} held-out normal images, and the run has "
+                f"{len(scores)}; choose {possible} or more, or train on about {10 * needed} images"
+            )
+        return float(np.quantile(scores, 1 - false_alarms, method="weibull"))
 
 
 def train_run(
@@ -101,10 +126,11 @@ def train_run(
         )  # fmt: skip
         seconds = _logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
         run = Run(config, detector, {})
-        threshold = normal_threshold(run.image_scores(run.score(held_out)).numpy())
+        held_out_scores = run.image_scores(run.score(held_out))
         run.facts.update(
-            threshold=threshold,
+            threshold=normal_threshold(held_out_scores.numpy()),
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
+            held_out_scores=held_out_scores.tolist(),
             n_train=len(images),
             images=fingerprint(images),
             seconds=seconds,

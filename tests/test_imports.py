@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # From the ground up. A module may import those of the rows before its own, and none of its own row. In a package each
 # file is one; its own name stands for its __init__.
 ROWS = [
-    ("errors", "config"),
+    ("errors", "config", "show.page"),
     ("checkpoint", "augmentations", "losses", "metrics", "show.plotting"),
     ("data.images", "data.textures", "graph", "state", "models"),
     ("data.layouts", "places"),
