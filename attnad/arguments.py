@@ -87,6 +87,8 @@ class Score:
     false_alarms: float | None = None
     """Or the rate of normal images that may be flagged, such as 0.01: the threshold that the run's held-out images give
     for it. Where they are too few, the rate is refused."""
+    maps: Literal["npy", "tiff"] | None = None
+    """Write the maps' values too, float32 in [0, 1] at the photograph's size: for NumPy, or as TIFF."""
     device: Device = "auto"
 
 

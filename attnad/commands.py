@@ -100,6 +100,7 @@ def score(command: Score) -> None:
             "Seed": str(run.config.seed),
             "Threshold": threshold_from,
         },
+        numbers=command.maps,
     )
     flagged = sum(value > threshold for value in run.image_scores(scores).tolist())
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")

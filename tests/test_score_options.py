@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 from attnad.checkpoint import load_json, save_json
 from attnad.cli import main
-from attnad.data import textures
+from attnad.data import load_images, textures
 from attnad.run import load_run
 
 TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
@@ -144,3 +145,39 @@ def test_the_slider_of_the_report(run, photos, browser):
     assert after.replace(" >", ">") == numbers.sub(r"\1", before).replace(" >", ">")
     assert errors == []
     page.close()
+
+
+# --- maps as numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["npy", "tiff"])
+def test_maps_as_numbers(run, photos, tmp_path, kind):
+    with Image.open(photos / "new" / "000.png") as small:
+        small.resize((1500, 90)).save(tmp_path / "wide.png")
+    images = [photos / "new" / "001.png", tmp_path / "wide.png"]
+    rows = score(run, *images, "--maps", kind)
+    loaded = load_run(run, device="cpu")
+    maps = loaded.score(load_images(images, size=32).images).maps.numpy()
+    for row in rows:
+        assert {path.suffix for path in Path("out").glob(f"{row['map'][:-4]}.*")} == {f".{kind}", ".png"}
+        file = Path("out", row["map"]).with_suffix(f".{kind}")
+        if kind == "npy":
+            values = np.load(file)
+        else:
+            with Image.open(file) as picture:
+                assert (picture.format, picture.mode) == ("TIFF", "F")
+                values = np.asarray(picture)
+        i = [str(path) for path in images].index(row["file"])
+        assert values.dtype == np.float32
+        assert values.shape == ((32, 32), (90, 1500))[i]
+        if i == 0:
+            assert (values == maps[0]).all()  # nothing lost
+        else:
+            places = [np.clip((np.arange(n) + 0.5) * 32 / n - 0.5, 0, 31) for n in (90, 1500)]
+            wanted = map_coordinates(maps[1], np.meshgrid(*places, indexing="ij"), order=1)
+            np.testing.assert_allclose(values, wanted, atol=1e-5)
+
+
+def test_no_numbers_unless_asked_for(run, photos):
+    score(run, photos / "new")
+    assert {path.suffix for path in Path("out/maps").iterdir()} == {".png"}

@@ -41,11 +41,14 @@ def heat_map(anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.
 
     Returns a palette image whose indices are round(255 * value): the PNG keeps the values behind the colours.
     """
-    values = Image.fromarray(anomaly_map.detach().float().cpu().numpy())
-    values = values.resize(size, Image.Resampling.BILINEAR) if size else values
-    picture = Image.fromarray((np.asarray(values).clip(0, 1) * 255).round().astype(np.uint8))
+    picture = Image.fromarray((np.asarray(_resized(anomaly_map, size)).clip(0, 1) * 255).round().astype(np.uint8))
     picture.putpalette(_palette())
     return picture
+
+
+def _resized(anomaly_map: Tensor, size: tuple[int, int] | None) -> Image.Image:
+    values = Image.fromarray(anomaly_map.detach().float().cpu().numpy())
+    return values.resize(size, Image.Resampling.BILINEAR) if size else values
 
 
 def overlay(image: Tensor, anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
@@ -68,18 +71,20 @@ def write_report(
     threshold: float,
     title: str,
     notes: Mapping[str, str],
+    numbers: str | None = None,
 ) -> Path:
     """Write `maps/*.png`, `scores.csv` and `report.html` on n images into the folder out, the worst image first.
 
     images is uint8 [n, 3, s, s], sizes their original (width, height) in pixels, maps float [n, s, s] in [0, 1], scores
     any finite numbers. Higher = more anomalous in both, and an image is flagged when its score > threshold. notes are
-    facts for the page's head. Each file is written whole or not at all, the page last; its path is returned.
+    facts for the page's head; numbers is as for `write_map`. Each file is written whole or not at all, the page last;
+    its path is returned.
     Raises ValueError, naming the file, where there is no image, lengths differ, or a value is out of its range.
     """
     scores, threshold = [float(score) for score in scores], float(threshold)
     _check(paths, images, sizes, maps, scores, threshold)
     order = sorted(range(len(paths)), key=lambda i: -scores[i])
-    files = {i: write_map(out, i + 1, paths[i], maps[i], sizes[i]) for i in order}
+    files = {i: write_map(out, i + 1, paths[i], maps[i], sizes[i], numbers) for i in order}
     rows = [row(paths[i], scores[i], threshold, maps[i], files[i]) for i in order]
     write_atomically(out / "scores.csv", table([HEAD, *rows]))
     axis = Axis.of(scores, threshold)
@@ -87,11 +92,23 @@ def write_report(
     return write_page(out, cards, scores, axis, title, notes)
 
 
-def write_map(out: Path, number: int, path: Path, anomaly_map: Tensor, size: tuple[int, int]) -> str:
-    """Write the heat map of image `path`, whose size is (width, height); returns its name, seen from the folder out."""
+def write_map(
+    out: Path, number: int, path: Path, anomaly_map: Tensor, size: tuple[int, int], numbers: str | None = None
+) -> str:
+    """Write the heat map of image `path`, whose size is (width, height); returns its name, seen from the folder out.
+
+    With numbers "npy" or "tiff", the map's values at that size lie beside it, float32 in [0, 1], under the same stem.
+    """
     (out / "maps").mkdir(parents=True, exist_ok=True)
     file = f"maps/{number:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
     write_atomically(out / file, _encoded(heat_map(anomaly_map, _fit(size, MAP_SIDE)), "PNG"))
+    if numbers:
+        values, content = _resized(anomaly_map, size), io.BytesIO()
+        if numbers == "npy":
+            np.save(content, np.asarray(values))
+        else:
+            values.save(content, "TIFF")
+        write_atomically((out / file).with_suffix(f".{numbers}"), content.getvalue())
     return file
 
 
