@@ -89,6 +89,8 @@ class Score:
     for it. Where they are too few, the rate is refused."""
     maps: Literal["npy", "tiff"] | None = None
     """Write the maps' values too, float32 in [0, 1] at the photograph's size: for NumPy, or as TIFF."""
+    follow: bool = False
+    """Go on with images as they arrive in the one folder that is given, until Ctrl-C, which writes the report."""
     device: Device = "auto"
 
 

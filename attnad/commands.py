@@ -18,6 +18,7 @@ from attnad.errors import SettingError
 from attnad.metrics import METRICS
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
+from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
 from attnad.show.report import write_report
 from attnad.study.bench import bench as run_bench
@@ -79,6 +80,22 @@ def score(command: Score) -> None:
     """Carry out `attnad score`."""
     run = load_run(command.run, device=command.device)
     threshold, threshold_from = _threshold(run, command)
+    notes = {
+        "Run": str(command.run),
+        "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
+        "Image score": run.config.image_score,
+        "Encoder": run.config.encoder,
+        "Seed": str(run.config.seed),
+        "Threshold": threshold_from,
+    }
+    if command.follow:
+        if len(command.images) != 1:
+            raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
+        name = str(command.run.resolve())
+        follow(run, *command.images, command.out, threshold=threshold, name=name, notes=notes, numbers=command.maps)
+        return
+    if (command.out / "follow.json").exists():
+        raise SettingError(f"{command.out} belongs to attnad score --follow; choose another --out")
     batch = load_images(command.images, size=run.config.size)
     scores = run.score(batch.images)
     if scores.maps is None:
@@ -92,14 +109,7 @@ def score(command: Score) -> None:
         scores=run.image_scores(scores).tolist(),
         threshold=threshold,
         title=f"Anomalies among {len(batch.paths)} images",
-        notes={
-            "Run": str(command.run),
-            "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
-            "Image score": run.config.image_score,
-            "Encoder": run.config.encoder,
-            "Seed": str(run.config.seed),
-            "Threshold": threshold_from,
-        },
+        notes=notes,
         numbers=command.maps,
     )
     flagged = sum(value > threshold for value in run.image_scores(scores).tolist())

@@ -26,7 +26,7 @@ ROWS = [
     ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report"),
     ("detectors",),
     ("run",),
-    ("show.export", "study.bench", "study.tables"),
+    ("show.export", "show.follow", "study.bench", "study.tables"),
     ("study.results", "study.processes", "show.explore"),
     ("study.summary", "study.plan"),
     ("study.engines",),
