@@ -46,6 +46,8 @@ def train_command(config_type: type) -> type:
             ("data_root", DataRoot, field(default=None)),
             ("out", Annotated[Path | None, tyro.conf.arg(help="Folder of the run; by default "
              "runs/DATA[-CLASS]-RECIPE-seedN.")], field(default=None)),
+            ("region", Annotated[Path | None, tyro.conf.arg(help="A mask: white is judged, and what is black counts as "
+             "normal. For image scores that are made of the map.")], field(default=None)),
         ],
         bases=(config_type,),
         frozen=True,

@@ -34,7 +34,7 @@ def train(command: Any) -> None:
     name = "-".join(filter(None, [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]))
     out = command.out or Path("runs") / name
     try:
-        run = train_run(config, out, device=command.device, data_root=command.data_root)
+        run = train_run(config, out, device=command.device, data_root=command.data_root, region=command.region)
     except KeyboardInterrupt:
         remedy = f"run the same command again to go on from the last saved epoch in {out}"
         raise KeyboardInterrupt(remedy) from None
@@ -88,6 +88,8 @@ def score(command: Score) -> None:
         "Seed": str(run.config.seed),
         "Threshold": threshold_from,
     }
+    if run.region is not None:
+        notes["Region"] = f"{run.region.facts()['share']:.0%} of the image; the rest counts as normal"
     if command.follow:
         if len(command.images) != 1:
             raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
@@ -97,6 +99,8 @@ def score(command: Score) -> None:
     if (command.out / "follow.json").exists():
         raise SettingError(f"{command.out} belongs to attnad score --follow; choose another --out")
     batch = load_images(command.images, size=run.config.size)
+    for path, size in zip(batch.paths, batch.sizes, strict=True):
+        run.check_shape(path, size)
     scores = run.score(batch.images)
     if scores.maps is None:
         raise SettingError(f"{command.run} judges whole images and draws no maps for a report; train it on patches")

@@ -28,6 +28,7 @@ from attnad.data import TestSet, load_train, split_normal
 from attnad.detectors import DETECTORS
 from attnad.errors import CheckpointError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
+from attnad.region import Region, check_region, claim_region, load_region
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, fingerprint, read_log
 from attnad.train import pick_device
@@ -40,9 +41,10 @@ class Run:
     config: Any  # the detector's `config_type`
     detector: Any  # see `attnad.detectors`
     facts: dict[str, Any]
+    region: Region | None = None  # what alone is judged
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s] of the run's size; see `attnad.score.Scores`.
+        """Score uint8 images [n, 3, s, s] of the run's size, inside its region; see `attnad.score.Scores`.
 
         Raises TrainingError where a score is not finite.
         """
@@ -50,7 +52,12 @@ class Run:
         for name, values in scores.named():
             if not values.isfinite().all():
                 raise TrainingError(f"{name} of an image is not finite; train again at a lower learning rate")
-        return scores
+        return scores if self.region is None else self.region.inside(scores)
+
+    def check_shape(self, path: Path, size: tuple[int, int]) -> None:
+        """Raise DataError, naming the file, on an image whose (width, height) does not fit the run's region."""
+        if self.region is not None:
+            self.region.check(path, size)
 
     def image_scores(self, scores: Scores) -> Tensor:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
@@ -88,6 +95,7 @@ def train_run(
     device: str = "auto",
     data_root: Path | None = None,
     stage1: Path | None = None,
+    region: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
     progress: bool = True,
 ) -> Run:
@@ -95,6 +103,7 @@ def train_run(
 
     Reads normal training images only; a tenth of them is held out for the threshold. `stage1` is the folder of a
     finished run with the same data, seed and stage 1, whose attention network is taken over rather than trained again.
+    `region` is a mask of what alone is to be judged, see `attnad.region`.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
     detector_type = DETECTORS[config.recipe]
@@ -102,6 +111,8 @@ def train_run(
         detector_type.check(config)
     except ValueError as error:
         raise TrainingError(str(error)) from error
+    if region is not None:
+        check_region(config)
     chosen = pick_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,7 +122,8 @@ def train_run(
             f"{folder} is in use by another attnad train; wait for it or choose another --out"
         ) from error
     with lock:
-        _claim(config, folder)
+        begun = _claim(config, folder)
+        judged = claim_region(region, folder, config.size, begun=begun)
         if (folder / "run.json").exists():
             _remove_states(folder)  # a kill may have come before it
             return load_run(folder, device=device)
@@ -125,7 +137,7 @@ def train_run(
             progress=progress,
         )  # fmt: skip
         seconds = _logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
-        run = Run(config, detector, {})
+        run = Run(config, detector, {}, judged)
         held_out_scores = run.image_scores(run.score(held_out))
         run.facts.update(
             threshold=normal_threshold(held_out_scores.numpy()),
@@ -134,6 +146,7 @@ def train_run(
             n_train=len(images),
             images=fingerprint(images),
             seconds=seconds,
+            **({"region": judged.facts()} if judged else {}),
             **machine_facts(chosen),
         )
         save_json(folder / "run.json", run.facts)
@@ -165,17 +178,22 @@ def _instructions() -> str:
     return torch.backends.cpu.get_cpu_capability() + (f", oneDNN up to {limit}" if limit else "")
 
 
-def _claim(config: Any, folder: Path) -> None:
-    """Write config.json; where training has left something, check instead that the folder's own says the same."""
+def _claim(config: Any, folder: Path) -> bool:
+    """Write config.json; where training has left something, check instead that the folder's own says the same.
+
+    Returns whether it has.
+    """
     path = folder / "config.json"
     there = _load_config(path) if path.exists() else None  # a config.json of something else is never written over
-    if there is None or not any([*folder.glob("*.safetensors"), *folder.glob("run.json")]):
+    begun = there is not None and any([*folder.glob("*.safetensors"), *folder.glob("run.json")])
+    if not begun:
         save_json(path, asdict(config))
     elif found := differences(asdict(there), asdict(config)):
         raise TrainingError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); "
             "give the same values to go on with it, or choose another --out"
         )
+    return begun
 
 
 def _load_config(path: Path) -> Any:
@@ -217,7 +235,7 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
         if not isinstance(facts.get(name), kind) or (name == "threshold" and not math.isfinite(facts[name])):
             raise CheckpointError(f"{folder / 'run.json'}: {name} is missing or damaged; restore it or train again")
     detector = DETECTORS[config.recipe].load(config, folder, device=pick_device(device))
-    return Run(config, detector, facts)
+    return Run(config, detector, facts, load_region(folder, facts, config.size))
 
 
 def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:

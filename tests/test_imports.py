@@ -23,7 +23,7 @@ ROWS = [
     ("train",),
     ("data.cifar10", "score"),
     ("data",),
-    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report"),
+    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "region"),
     ("detectors",),
     ("run",),
     ("show.export", "show.follow", "study.bench", "study.tables"),

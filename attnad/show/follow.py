@@ -117,6 +117,7 @@ def _look(
             continue
         try:
             batch = load_images([path], size=run.config.size)
+            run.check_shape(path, batch.sizes[0])
         except DataError as error:
             wait.again = now + max(SETTLED, now - wait.since)
             _tell(path, wait, _reason(error, path))
