@@ -21,7 +21,7 @@ help:
 	@echo "make test      run the tests, then every chapter"
 	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
 	@echo "make machines  run the tests of training again, as on other machines: more threads, older processors"
-	@echo "make lint      check the code's rules and format"
+	@echo "make lint      check the code's rules, format and types"
 	@echo "make notebook  open the chapters in JupyterLab"
 	@echo "make notebooks run the chapters in place, for their pictures on GitHub and in the README"
 	@echo "make clean     remove the built book, the chapters' runs and caches (.venv stays)"
@@ -68,6 +68,7 @@ machines: $(STAMP)
 lint: $(STAMP)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) mypy
 
 notebook: $(STAMP) $(CACHE)/.fresh
 	$(RUN) jupyter lab notebooks

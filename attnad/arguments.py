@@ -46,6 +46,8 @@ def train_command(config_type: type) -> type:
             ("data_root", DataRoot, field(default=None)),
             ("out", Annotated[Path | None, tyro.conf.arg(help="Folder of the run; by default "
              "runs/DATA[-CLASS]-RECIPE-seedN.")], field(default=None)),
+            ("region", Annotated[Path | None, tyro.conf.arg(help="A mask: white is judged, and what is black counts as "
+             "normal. For image scores that are made of the map.")], field(default=None)),
         ],
         bases=(config_type,),
         frozen=True,
@@ -82,6 +84,15 @@ class Score:
     """Image files, or folders of images."""
     out: Path
     """Folder to write to."""
+    threshold: float | None = None
+    """Flag images that score above this; by default the run's threshold, from its held-out normal images."""
+    false_alarms: float | None = None
+    """Or the rate of normal images that may be flagged, such as 0.01: the threshold that the run's held-out images give
+    for it. Where they are too few, the rate is refused."""
+    maps: Literal["npy", "tiff"] | None = None
+    """Write the maps' values too, float32 in [0, 1] at the photograph's size: for NumPy, or as TIFF."""
+    follow: bool = False
+    """Go on with images as they arrive in the one folder that is given, until Ctrl-C, which writes the report."""
     device: Device = "auto"
 
 

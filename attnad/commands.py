@@ -21,6 +21,7 @@ from attnad.errors import SettingError
 from attnad.metrics import METRICS
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
+from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
 from attnad.show.report import write_report
 from attnad.study.bench import bench as run_bench
@@ -37,7 +38,7 @@ def train(command: Any) -> None:
     name = "-".join(filter(None, [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]))
     out = command.out or Path("runs") / name
     try:
-        run = train_run(config, out, device=command.device, data_root=command.data_root)
+        run = train_run(config, out, device=command.device, data_root=command.data_root, region=command.region)
     except KeyboardInterrupt:
         remedy = f"run the same command again to go on from the last saved epoch in {out}"
         raise KeyboardInterrupt(remedy) from None
@@ -90,7 +91,30 @@ def _table(run: Run, result: dict[str, Any]) -> str:
 def score(command: Score) -> None:
     """Carry out `attnad score`."""
     run = load_run(command.run, device=command.device)
+    threshold, threshold_from = _threshold(run, command)
+    notes = {
+        "Run": str(command.run),
+        "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
+        "Image score": run.config.image_score,
+        "Encoder": run.config.encoder,
+        "Seed": str(run.config.seed),
+        "Threshold": threshold_from,
+    }
+    if check := run.facts.get("synthetic"):  # not in a run of an earlier version
+        notes["Check without labels"] = told(check)
+    if run.region is not None:
+        notes["Region"] = f"{run.region.facts()['share']:.0%} of the image; the rest counts as normal"
+    if command.follow:
+        if len(command.images) != 1:
+            raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
+        name = str(command.run.resolve())
+        follow(run, *command.images, command.out, threshold=threshold, name=name, notes=notes, numbers=command.maps)
+        return
+    if (command.out / "follow.json").exists():
+        raise SettingError(f"{command.out} belongs to attnad score --follow; choose another --out")
     batch = load_images(command.images, size=run.config.size)
+    for path, size in zip(batch.paths, batch.sizes, strict=True):
+        run.check_shape(path, size)
     scores = run.score(batch.images)
     if scores.maps is None:
         raise SettingError(f"{command.run} judges whole images and draws no maps for a report; train it on patches")
@@ -101,19 +125,28 @@ def score(command: Score) -> None:
         sizes=batch.sizes,
         maps=scores.maps,
         scores=run.image_scores(scores).tolist(),
-        threshold=run.facts["threshold"],
+        threshold=threshold,
         title=f"Anomalies among {len(batch.paths)} images",
-        notes={
-            "Run": str(command.run),
-            "Trained on": f"{run.facts['n_train']} normal images of {run.config.data}",
-            "Image score": run.config.image_score,
-            "Encoder": run.config.encoder,
-            "Seed": str(run.config.seed),
-            "Threshold": run.facts["threshold_from"],
-        },
+        notes=notes,
+        numbers=command.maps,
     )
-    flagged = sum(value > run.facts["threshold"] for value in run.image_scores(scores).tolist())
+    flagged = sum(value > threshold for value in run.image_scores(scores).tolist())
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
+
+
+def _threshold(run: Run, command: Score) -> tuple[float, str]:
+    """The threshold that is wanted, and where it comes from."""
+    given, rate = command.threshold, command.false_alarms
+    if given is not None and rate is not None:
+        raise SettingError(f"--threshold {given} and --false-alarms {rate} both say where to flag; give one of them")
+    if given is not None:
+        if not math.isfinite(given):
+            raise SettingError(f"--threshold {given}: give a finite number")
+        return given, "given on the command line"
+    if rate is not None:
+        n = len(run.facts.get("held_out_scores", ()))
+        return run.threshold_for(rate), f"for false alarms at a rate of {rate}, by {n} held-out normal images"
+    return run.facts["threshold"], run.facts["threshold_from"]
 
 
 def reproduce(command: Reproduce) -> None:

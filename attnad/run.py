@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -25,8 +26,9 @@ from attnad.checkpoint import load_json, save_json
 from attnad.config import differences, from_dict
 from attnad.data import TestSet, load_train, split_normal
 from attnad.detectors import DETECTORS
-from attnad.errors import CheckpointError, TrainingError
+from attnad.errors import CheckpointError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
+from attnad.region import Region, check_region, claim_region, load_region
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, fingerprint, read_log
 from attnad.synthetic import synthetic_check
@@ -40,9 +42,10 @@ class Run:
     config: Any  # the detector's `config_type`
     detector: Any  # see `attnad.detectors`
     facts: dict[str, Any]
+    region: Region | None = None  # what alone is judged
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s] of the run's size; see `attnad.score.Scores`.
+        """Score uint8 images [n, 3, s, s] of the run's size, inside its region; see `attnad.score.Scores`.
 
         Raises TrainingError where a score is not finite.
         """
@@ -50,11 +53,40 @@ class Run:
         for name, values in scores.named():
             if not values.isfinite().all():
                 raise TrainingError(f"{name} of an image is not finite; train again at a lower learning rate")
-        return scores
+        return scores if self.region is None else self.region.inside(scores)
+
+    def check_shape(self, path: Path, size: tuple[int, int]) -> None:
+        """Raise DataError, naming the file, on an image whose (width, height) does not fit the run's region."""
+        if self.region is not None:
+            self.region.check(path, size)
 
     def image_scores(self, scores: Scores) -> Tensor:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
         return scores.image[self.config.image_score]
+
+    def threshold_for(self, false_alarms: float) -> float:
+        """The threshold that new normal images exceed at a rate in (0, 1), on average over draws of held-out images.
+
+        It is the held-out scores' quantile at place (1 - rate)(n + 1), which lies among n scores from n + 1 >= 1 / rate
+        on. Raises SettingError on another rate and on one that needs more images than were held out, CheckpointError
+        on a run of a version that kept no scores.
+        """
+        if not 0 < false_alarms < 1:
+            raise SettingError(f"a rate of false alarms of {false_alarms}: give a share between 0 and 1, such as 0.01")
+        scores = self.facts.get("held_out_scores")
+        if not scores:
+            raise CheckpointError(
+                "the run was made by a version that kept no scores of held-out images; give a threshold instead, or "
+                "train again into another folder"
+            )
+        needed = math.ceil(1 / false_alarms - 1e-9) - 1
+        if len(scores) < needed:
+            possible = math.ceil(1000 / (len(scores) + 1)) / 1000
+            raise SettingError(
+                f"a rate of false alarms of {false_alarms} needs {needed} held-out normal images, and the run has "
+                f"{len(scores)}; choose {possible} or more, or train on about {10 * needed} images"
+            )
+        return float(np.quantile(scores, 1 - false_alarms, method="weibull"))
 
 
 def train_run(
@@ -64,6 +96,7 @@ def train_run(
     device: str = "auto",
     data_root: Path | None = None,
     stage1: Path | None = None,
+    region: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
     progress: bool = True,
 ) -> Run:
@@ -71,6 +104,7 @@ def train_run(
 
     Reads normal training images only; a tenth of them is held out for the threshold. `stage1` is the folder of a
     finished run with the same data, seed and stage 1, whose attention network is taken over rather than trained again.
+    `region` is a mask of what alone is to be judged, see `attnad.region`.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
     detector_type = DETECTORS[config.recipe]
@@ -78,6 +112,8 @@ def train_run(
         detector_type.check(config)
     except ValueError as error:
         raise TrainingError(str(error)) from error
+    if region is not None:
+        check_region(config)
     chosen = pick_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,7 +123,8 @@ def train_run(
             f"{folder} is in use by another attnad train; wait for it or choose another --out"
         ) from error
     with lock:
-        _claim(config, folder)
+        begun = _claim(config, folder)
+        judged = claim_region(region, folder, config.size, begun=begun)
         if (folder / "run.json").exists():
             _remove_states(folder)  # a kill may have come before it
             return load_run(folder, device=device)
@@ -101,15 +138,18 @@ def train_run(
             progress=progress,
         )  # fmt: skip
         seconds = _logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
-        run = Run(config, detector, {})
-        threshold = normal_threshold(run.image_scores(run.score(held_out)).numpy())
+        run = Run(config, detector, {}, judged)
+        held_out_scores = run.image_scores(run.score(held_out))
+        threshold = normal_threshold(held_out_scores.numpy())
         run.facts.update(
             threshold=threshold,
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
+            held_out_scores=held_out_scores.tolist(),
             n_train=len(images),
             images=fingerprint(images),
             synthetic=synthetic_check(run.score, config.image_score, held_out, threshold=threshold, seed=config.seed),
             seconds=seconds,
+            **({"region": judged.facts()} if judged else {}),
             **machine_facts(chosen),
         )
         save_json(folder / "run.json", run.facts)
@@ -141,17 +181,22 @@ def _instructions() -> str:
     return torch.backends.cpu.get_cpu_capability() + (f", oneDNN up to {limit}" if limit else "")
 
 
-def _claim(config: Any, folder: Path) -> None:
-    """Write config.json; where training has left something, check instead that the folder's own says the same."""
+def _claim(config: Any, folder: Path) -> bool:
+    """Write config.json; where training has left something, check instead that the folder's own says the same.
+
+    Returns whether it has.
+    """
     path = folder / "config.json"
     there = _load_config(path) if path.exists() else None  # a config.json of something else is never written over
     if there is None or not any([*folder.glob("*.safetensors"), *folder.glob("run.json")]):
         save_json(path, asdict(config))
-    elif found := differences(asdict(there), asdict(config)):
+        return False
+    if found := differences(asdict(there), asdict(config)):
         raise TrainingError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); "
             "give the same values to go on with it, or choose another --out"
         )
+    return True
 
 
 def _load_config(path: Path) -> Any:
@@ -199,7 +244,7 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
         if not isinstance(facts.get(name), kind) or (name == "threshold" and not math.isfinite(facts[name])):
             raise CheckpointError(f"{folder / 'run.json'}: {name} is missing or damaged; restore it or train again")
     detector = DETECTORS[config.recipe].load(config, folder, device=pick_device(device))
-    return Run(config, detector, facts)
+    return Run(config, detector, facts, load_region(folder, facts, config.size))
 
 
 def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:

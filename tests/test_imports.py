@@ -19,17 +19,17 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # From the ground up. A module may import those of the rows before its own, and none of its own row. In a package each
 # file is one; its own name stands for its __init__.
 ROWS = [
-    ("errors", "config"),
+    ("errors", "config", "show.page"),
     ("checkpoint", "augmentations", "losses", "metrics", "show.plotting"),
     ("data.folders", "data.images", "data.textures", "graph", "state", "models"),
     ("data.layouts", "places"),
     ("train",),
     ("data.cifar10", "score"),
     ("data",),
-    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "synthetic"),
+    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "synthetic", "region"),
     ("detectors",),
     ("run",),
-    ("show.export", "study.bench", "study.tables"),
+    ("show.export", "show.follow", "study.bench", "study.tables"),
     ("study.results", "study.processes", "show.explore"),
     ("study.summary", "study.plan"),
     ("study.engines",),
@@ -40,6 +40,7 @@ ROWS = [
 ]
 LEVEL = {"__init__": -1, "show": -1, "study": -1} | {m: level for level, row in enumerate(ROWS) for m in row}
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((PACKAGE.parent / "tests").glob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -109,6 +110,22 @@ def test_no_private_name_crosses_a_file(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnad"):
             private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"]
             assert not private, f"{path.name} imports {private} of {node.module}: make it public there, or move it"
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_a_file_is_short_or_says_why_it_is_not(path):
+    text = path.read_text(encoding="utf-8")
+    if len(text.splitlines()) > 300:
+        assert "More than 300 lines: " in ast.get_docstring(ast.parse(text)), "split it, or give the reason at its head"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_no_test_file_imports_another(path):
+    names = {alias.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
+    names |= {node.module for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+              if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    assert not {name for name in names if name and name.startswith("test_")}, "what both need goes into tests/made.py"
 
 
 def run(code: str, folder: Path, *arguments: str) -> dict:

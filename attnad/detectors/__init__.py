@@ -11,7 +11,8 @@ A detector is a class with
 `load(config, folder, device=...)`  what `fit` gave; CheckpointError where a file is missing or damaged
 `score(images)`                     `attnad.score.Scores` of uint8 images [n, 3, s, s]
 
-and nothing else is asked of it: `attnad.run` owns the folder, the held-out images and the threshold.
+and nothing else is asked of it: `attnad.run` owns the folder, the held-out images, the region
+and the threshold. An image score that is made of the map alone has its place in `attnad.region.FROM_MAP`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,195 @@
+"""attnad score --follow, in real processes: killed, restarted, files written in halves, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnad.cli import main
+from attnad.data import textures
+
+START = (
+    "import sys, attnad.show.follow as f; from attnad.cli import main; f.PATIENCE = {}; sys.exit(main(sys.argv[1:]))"
+)
+N = 24
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with a finished run, `run`, and photographs, `all`: not to be changed."""
+    folder = tmp_path_factory.mktemp("work")
+    for name, images in (
+        ("good", textures.train_crops("gravel", 32)[:40]),
+        (
+            "all",
+            np.concatenate(
+                [textures.held_out_crops("gravel", 32)[0][: N // 2], textures.train_crops("brick", 32)[: N // 2]]
+            ),
+        ),
+    ):
+        (folder / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / name / f"{i:02d}.png")
+    recipe = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
+    assert main(["train", str(folder / "good"), *recipe, "--out", str(folder / "run")]) == 0
+    assert main(["score", str(folder / "run"), str(folder / "all"), "--out", str(folder / "wanted")]) == 0
+    return folder
+
+
+@contextmanager
+def following(work: Path, folder: Path, out: Path, *more: str, patience: float = 30.0) -> Iterator[subprocess.Popen]:
+    """A process that follows a folder; killed at the end unless it has ended by then."""
+    command = [sys.executable, "-c", START.format(patience), "score", work / "run", folder, "--follow", "--out", out]
+    process = subprocess.Popen(
+        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # Tests that run in the background of a script inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen) -> str:
+    """Press Ctrl-C; returns what was printed."""
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, printed
+    assert "Traceback" not in printed
+    return printed
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "scores.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def names(out: Path) -> list[str]:
+    return [Path(row["file"]).name for row in rows(out)] if (out / "scores.csv").exists() else []
+
+
+def test_killed_and_restarted_nothing_is_lost_and_nothing_scored_twice(work, tmp_path):
+    """Half of the images are there, the others come in halves; the process is killed as it scores, three times."""
+    folder, out = tmp_path / "new", tmp_path / "out"
+    images = sorted((work / "all").iterdir())
+    (folder / "inner").mkdir(parents=True)
+    for path in images[: N // 2]:
+        shutil.copy(path, folder / path.name)
+    slow = [(path, folder / "inner" / path.name) for path in images[N // 2 :]]
+    for count in (2, 7, 13):
+        with following(work, folder, out) as process:
+            if count == 13:  # by now the first half is there
+                for path, to in slow:
+                    content = path.read_bytes()
+                    to.write_bytes(content[: len(content) // 2])
+                until(lambda: len(names(out)) == N // 2, process)
+                time.sleep(2.5)  # they are looked at, and cannot be read
+                assert len(names(out)) == N // 2
+                for path, to in slow:
+                    with open(to, "ab") as file:
+                        file.write(path.read_bytes()[len(path.read_bytes()) // 2 :])
+            until(lambda count=count: len(names(out)) >= count, process)
+            process.kill()
+            process.wait()
+        text = (out / "scores.csv").read_bytes()
+        assert text.endswith(b"\r\n")
+        assert all(None not in row.values() and None not in row for row in rows(out)), "a torn line"
+        assert len(names(out)) == len(set(names(out)))
+    # What a power cut leaves: a part of the last line. Its image is scored again, once.
+    (out / "scores.csv").write_bytes(text[:-9])
+    with following(work, folder, out) as process:
+        until(lambda: sorted(set(names(out))) == [path.name for path in images] and len(names(out)) == N, process)
+        printed = ended(process)
+    wanted = {Path(row["file"]).name: float(row["score"]) for row in rows(work / "wanted")}
+    assert {Path(row["file"]).name: float(row["score"]) for row in rows(out)} == pytest.approx(wanted, rel=1e-4)
+    assert len({row["map"] for row in rows(out)}) == N
+    assert all((out / row["map"]).exists() for row in rows(out))
+    flagged = sum(row["anomalous"] == "yes" for row in rows(out))
+    assert f"{flagged} of {N} images look anomalous: {out / 'report.html'}" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<li class") == N
+    assert page.index("23.png") < page.index("05.png"), "the worst is not first"
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_goes_on(work, tmp_path):
+    folder, out = tmp_path / "new", tmp_path / "out"
+    folder.mkdir()
+    content = (work / "all" / "00.png").read_bytes()
+    (folder / "half.png").write_bytes(content[:-60])
+    (folder / "later.png.part").write_bytes(content)
+    (folder / "text.txt").write_text("no image")
+    shutil.copy(work / "all" / "01.png", folder)
+    with following(work, folder, out, "--maps", "npy", patience=1.0) as process:
+        said = ""
+        while not ("half.png: is no image" in said and "text.txt: is no image" in said and "01.png" in said):
+            said += process.stdout.readline()
+        assert names(out) == ["01.png"]
+        with subprocess.Popen([*process.args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as second:
+            assert "is in use by another attnad score" in second.communicate()[0]
+        (folder / "half.png").write_bytes(content)
+        (folder / "later.png.part").rename(folder / "later.png")
+        until(lambda: len(names(out)) == 3, process)
+        printed = ended(process)
+    assert "text.txt: not scored, is no image that Pillow can read" in printed
+    assert sorted(names(out)) == ["01.png", "half.png", "later.png"]
+    assert len(list((out / "maps").glob("*.npy"))) == 3
+    assert "of 3 images look anomalous" in printed
+
+
+def test_a_full_disk_leaves_whole_lines_only(work, tmp_path, capsys, monkeypatch):
+    out, real = tmp_path / "out", os.fsync
+
+    def full(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == out / "scores.csv" and len(names(out)) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scores.csv")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["score", str(work / "run"), str(work / "all"), "--follow", "--out", str(out)]) == 1
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+    assert names(out) == ["00.png", "01.png", "02.png"]
+
+
+def test_what_is_refused(work, tmp_path, capsys):
+    def fails(*arguments: object) -> str:
+        assert main(["score", str(work / "run"), *map(str, arguments)]) == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "new").mkdir()
+    assert "no such folder" in fails(tmp_path / "nowhere", "--follow", "--out", tmp_path / "out")
+    assert "name one" in fails(work / "all", work / "good", "--follow", "--out", tmp_path / "out")
+    assert "choose another --out" in fails(tmp_path / "new", "--follow", "--out", tmp_path / "new" / "out")
+    assert not (tmp_path / "out").exists()
+    assert "scores of another command" in fails(work / "all", "--follow", "--out", work / "wanted")
+    with following(work, tmp_path / "new", tmp_path / "out") as process:
+        until(lambda: (tmp_path / "out" / "scores.csv").exists(), process)
+        assert "No image came" in ended(process)
+    said = fails(tmp_path / "new", "--follow", "--threshold", "9", "--out", tmp_path / "out")
+    assert "9.0 here" in said
+    assert "belongs to attnad score --follow" in fails(work / "all", "--out", tmp_path / "out")
+    with open(tmp_path / "out" / "scores.csv", "a") as file:
+        file.write("a,b\r\nc,d,e,f,g,h,i\r\n")
+    assert "scores.csv is damaged" in fails(tmp_path / "new", "--follow", "--out", tmp_path / "out")
