@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
-pytest_plugins = ["faults", "studies"]  # their runs are trained once for all files
+pytest_plugins = ["faults", "pictures", "studies"]  # fixtures of several files; runs are trained once for all
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 

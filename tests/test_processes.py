@@ -1,4 +1,7 @@
-"""Many runs at once in processes, and in borrowed minutes: nothing is lost, nothing is trained twice, time is kept."""
+"""Many runs at once in processes, and in borrowed minutes: nothing is lost, nothing is trained twice, time is kept.
+
+More than 300 lines: what processes do, and what is left to run, are asserted with the same small jobs.
+"""
 
 from __future__ import annotations
 
