@@ -20,7 +20,7 @@ from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
 from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
-from attnad.show.report import write_report
+from attnad.show.report import shrunk, write_report
 from attnad.study.bench import bench as run_bench
 from attnad.study.bench import table as bench_table
 from attnad.study.engines import reproduce as reproduce_table
@@ -118,6 +118,8 @@ def score(command: Score) -> None:
     )
     flagged = sum(value > threshold for value in run.image_scores(scores).tolist())
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
+    if word := shrunk(batch.sizes, run.config.size):
+        print(word)
 
 
 def _threshold(run: Run, command: Score) -> tuple[float, str]:

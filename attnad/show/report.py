@@ -26,6 +26,7 @@ from attnad.checkpoint import write_atomically
 from attnad.show.page import CARD, ICONS, PAGE, SCRIPT, STYLE
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
+MOST_SHRUNK, SEEN = 4, 2  # times on a side without a word; pixels of the run that a defect should have at least
 HEAD = ("file", "score", "anomalous", "threshold", "map_mean", "map_max", "map")  # of scores.csv
 
 
@@ -116,6 +117,18 @@ def row(path: Path, score: float, threshold: float, anomaly_map: Tensor, file: s
     """An image's line of scores.csv, as HEAD names its cells."""
     verdict = "yes" if score > threshold else "no"
     return cell(path), score, verdict, threshold, anomaly_map.mean().item(), anomaly_map.max().item(), file
+
+
+def shrunk(sizes: Sequence[tuple[int, int]], side: int) -> str:
+    """A word of warning where images of these (width, height) lose much at a side of so many pixels; else nothing."""
+    longest = max(map(max, sizes))
+    if longest <= MOST_SHRUNK * side:
+        return ""
+    least = math.ceil(SEEN * longest / side)
+    return (
+        f"Sides of {longest} pixels are shrunk to {side}: a defect smaller than {least} pixels of your photograph can "
+        "be lost; train at a larger --size or cut the photographs into tiles"
+    )
 
 
 def table(rows: Iterable[Sequence[Any]]) -> str:
