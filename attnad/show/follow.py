@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from torch import Tensor
 
 from attnad.checkpoint import load_json, save_json, write_atomically
 from attnad.config import differences
-from attnad.data import ImageBatch, load_images
+from attnad.data import load_images
 from attnad.data.layouts import entries
 from attnad.errors import CheckpointError, DataError, SettingError
 from attnad.run import Run
@@ -125,25 +126,22 @@ class _Following:
             if now < wait.again:
                 continue
             try:
-                batch = load_images([path], size=self.run.config.size)
-                self.run.check_shape(path, batch.sizes[0])
+                judged = self.run.judge(path)
             except DataError as error:
                 wait.again = now + max(SETTLED, now - wait.since)
                 _tell(path, wait, _reason(error, path))
                 continue
             if _stamp(path) == stamp:  # not written to while it was read
-                self._score(path, batch)
+                self._keep(path, *judged)
 
-    def _score(self, path: Path, batch: ImageBatch) -> None:
-        scores = self.run.score(batch.images)
-        score, anomaly_map = self.run.image_scores(scores).item(), scores.maps[0]
-        file = write_map(self.out, len(self.done) + 1, path, anomaly_map, batch.sizes[0], self.numbers)
+    def _keep(self, path: Path, score: float, anomaly_map: Tensor, image: Tensor, size: tuple[int, int]) -> None:
+        file = write_map(self.out, len(self.done) + 1, path, anomaly_map, size, self.numbers)
         line = row(path, score, self.threshold, anomaly_map, file)
         _append(self.out / "scores.csv", table([line]).encode())
         self.done.add(line[0])
         del self.waiting[path]
         print(f"{'flagged' if score > self.threshold else 'passed':<8}{score:>10.4g}  {path}", flush=True)
-        if not self.told and (word := shrunk(batch.sizes, self.run.config.size)):
+        if not self.told and (word := shrunk([self.run.seen(size)], self.run.config.size)):
             print(word, flush=True)
             self.told = True
 
@@ -258,11 +256,11 @@ def _named(lines: Sequence[Sequence[str]], folder: Path) -> list[tuple[Path, Seq
 
 def _card(run: Run, out: Path, named: tuple[Path, Sequence[str]], axis: Axis) -> str | None:
     """The card of a line of the table; None where its image or heat map can no longer be read."""
-    path, (_, score, *_, file) = named
+    path, (_, score, _, _, _, peak, file) = named
     try:
         batch = load_images([path], size=run.config.size)
         with Image.open(out / file) as heat_map:
             values = torch.from_numpy(np.asarray(heat_map, dtype=np.float32) / 255)
     except (DataError, OSError):
         return None
-    return card(path, batch.images[0], values, batch.sizes[0], float(score), axis)
+    return card(path, batch.images[0], values, batch.sizes[0], float(score), float(peak), axis)

@@ -89,7 +89,7 @@ def write_report(
     rows = [row(paths[i], scores[i], threshold, maps[i], files[i]) for i in order]
     write_atomically(out / "scores.csv", table([HEAD, *rows]))
     axis = Axis.of(scores, threshold)
-    cards = [card(paths[i], images[i], maps[i], sizes[i], scores[i], axis) for i in order]
+    cards = [card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[n][5], axis) for n, i in enumerate(order)]
     return write_page(out, cards, scores, axis, title, notes)
 
 
@@ -127,7 +127,7 @@ def shrunk(sizes: Sequence[tuple[int, int]], side: int) -> str:
     least = math.ceil(SEEN * longest / side)
     return (
         f"Sides of {longest} pixels are shrunk to {side}: a defect smaller than {least} pixels of your photograph can "
-        "be lost; train at a larger --size or cut the photographs into tiles"
+        "be lost; train at a larger --size or use --tile"
     )
 
 
@@ -158,10 +158,12 @@ class Axis(NamedTuple):
         return "flagged" if score > self.threshold else "passed"
 
 
-def card(path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, axis: Axis) -> str:
-    """An image's place in the page: the photograph, its map over it, its score."""
+def card(
+    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float, axis: Axis
+) -> str:
+    """An image's place in the page: the photograph, its map over it, its score and the map's highest value, `peak`."""
     width, height = size = _fit(size, THUMBNAIL_SIDE)
-    x, x0, verdict, peak = axis.at(score), axis.at(axis.threshold), axis.verdict(score), anomaly_map.max().item()
+    x, x0, verdict = axis.at(score), axis.at(axis.threshold), axis.verdict(score)
     return CARD.substitute(
         verdict=verdict,
         exactly=score,
@@ -178,6 +180,13 @@ def card(path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], 
         x=f"{x:.2f}%",
         x0=f"{x0:.2f}%",
     )
+
+
+def thumbnails(image: Tensor, anomaly_map: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An image, uint8 [3, h, w], and its map [h, w], no larger than `card` shows them."""
+    fitting = _fit(size, THUMBNAIL_SIDE)
+    picture, values = _photograph(image, fitting), _resized(anomaly_map, fitting)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(values))
 
 
 def write_page(

@@ -19,7 +19,8 @@ from attnad.data import TestSet, load_test
 from attnad.data.layouts import data_root as find_root
 from attnad.data.layouts import find_folder
 from attnad.errors import PackageError, SettingError, Stopped, TrainingError
-from attnad.run import evaluate_run, machine_facts, train_run
+from attnad.machine import machine_facts
+from attnad.run import evaluate_run, train_run
 from attnad.study import tables
 from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
 from attnad.study.processes import run_in_processes, share_of_cores
