@@ -103,6 +103,8 @@ def score(command: Score) -> None:
     }
     if run.region is not None:
         notes["Region"] = f"{run.region.facts()['share']:.0%} of the image; the rest counts as normal"
+    if run.tiles is not None:
+        notes["Tiles"] = f"of {run.tiles.tile} pixels; neighbours share {run.tiles.overlap} or more"
     if command.follow:
         if len(command.images) != 1:
             raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
@@ -112,7 +114,6 @@ def score(command: Score) -> None:
     if (command.out / "follow.json").exists():
         raise SettingError(f"{command.out} belongs to attnad score --follow; choose another --out")
     if run.tiles is not None:
-        notes["Tiles"] = f"of {run.tiles.tile} pixels, {run.tiles.overlap} or more of them shared"
         _score_tiles(run, command, threshold, notes)
         return
     batch = run.load(command.images)

@@ -37,7 +37,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[Tensor, tuple[tuple[i
 
 def read_pixels(path: Path) -> np.ndarray:
     """File -> uint8 [height, width, 3] at its own size."""
-    return _open(path, lambda image: np.asarray(_to_rgb(image)))
+    return _open(path, lambda image: np.array(_to_rgb(image)))
 
 
 def resized(image: Image.Image, size: int) -> np.ndarray:
