@@ -192,13 +192,14 @@ def thumbnails(image: Tensor, anomaly_map: Tensor, size: tuple[int, int]) -> tup
 def write_page(
     out: Path, cards: Sequence[str], scores: Sequence[float], axis: Axis, title: str, notes: Mapping[str, str]
 ) -> Path:
-    """Write report.html: every score on the axis, and the cards, the worst first; returns its path."""
+    """Write report.html: every score on the axis, and cards, the worst first, of all or some; returns its path."""
     ticks = (
         f'<line class="{axis.verdict(score)}" data-score="{score}" x1="{axis.at(score):.2f}%" '
         f'x2="{axis.at(score):.2f}%" y1="24" y2="44"/>'
         for score in scores
     )
     flagged, x0 = sum(score > axis.threshold for score in scores), axis.at(axis.threshold)
+    shown_flagged = sum('<li class="flagged"' in text for text in cards)
     grey, ramp = torch.full((3, 16, 256), 128, dtype=torch.uint8), torch.linspace(0, 1, 256).expand(16, 256)
     page = PAGE.substitute(
         title=_text(title),
@@ -209,8 +210,8 @@ def write_page(
         n=len(scores),
         flagged=flagged,
         shown=len(cards),
-        shown_flagged=min(flagged, len(cards)),
-        shown_passed=max(0, len(cards) - flagged),
+        shown_flagged=shown_flagged,
+        shown_passed=len(cards) - shown_flagged,
         threshold=f"{axis.threshold:.4g}",
         notes="".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in notes.items()),
         low=f"{axis.low:.3g}",
