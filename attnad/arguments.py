@@ -48,6 +48,10 @@ def train_command(config_type: type) -> type:
              "runs/DATA[-CLASS]-RECIPE-seedN.")], field(default=None)),
             ("region", Annotated[Path | None, tyro.conf.arg(help="A mask: white is judged, and what is black counts as "
              "normal. For image scores that are made of the map.")], field(default=None)),
+            ("tile", Annotated[int | None, tyro.conf.arg(help="Cut photographs into square tiles of so many pixels, "
+             "each an image of the run's size; attnad score cuts them alike.")], field(default=None)),
+            ("overlap", Annotated[int | None, tyro.conf.arg(help="Pixels that neighbouring tiles share at least; by "
+             "default an eighth of a tile.")], field(default=None)),
         ],
         bases=(config_type,),
         frozen=True,

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from attnad.arguments import Bench, Evaluate, Export, Figure, Reproduce, Score
 from attnad.checkpoint import write_atomically
-from attnad.data import classes, load_images, load_test, load_train
+from attnad.data import classes, load_test, load_train
+from attnad.data.folders import expand
+from attnad.data.tiles import Tiles
 from attnad.detectors import recipe
-from attnad.errors import SettingError
+from attnad.errors import DataError, SettingError
 from attnad.metrics import METRICS
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
 from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
-from attnad.show.report import write_report
+from attnad.show.report import HEAD, Axis, card, row, shrunk, table, thumbnails, write_map, write_page, write_report
 from attnad.study.bench import bench as run_bench
 from attnad.study.bench import table as bench_table
 from attnad.study.engines import reproduce as reproduce_table
@@ -37,8 +40,15 @@ def train(command: Any) -> None:
     config = command.config_type(**{f.name: getattr(command, f.name) for f in fields(command.config_type)})
     name = "-".join(filter(None, [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]))
     out = command.out or Path("runs") / name
+    if command.tile is None and command.overlap is not None:
+        raise SettingError(f"--overlap {command.overlap} is of tiles; give --tile too")
+    tiles = None
+    if command.tile is not None:
+        tiles = Tiles(command.tile, command.tile // 8 if command.overlap is None else command.overlap)
     try:
-        run = train_run(config, out, device=command.device, data_root=command.data_root, region=command.region)
+        run = train_run(
+            config, out, device=command.device, data_root=command.data_root, region=command.region, tiles=tiles
+        )
     except KeyboardInterrupt:
         remedy = f"run the same command again to go on from the last saved epoch in {out}"
         raise KeyboardInterrupt(remedy) from None
@@ -52,7 +62,7 @@ def train(command: Any) -> None:
             f"That is too little (an AUROC below {ENOUGH}): it has not learned what is normal, and its scores and maps "
             "carry next to nothing. Train longer (--attention.epochs), on more photographs, or take --recipe strong"
         )
-    labelled = classes(config.data, command.data_root)
+    labelled = tiles is None and classes(config.data, command.data_root)
     print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
 
 
@@ -83,8 +93,10 @@ def _table(run: Run, result: dict[str, Any]) -> str:
     lines += ["", f"image AUROC by score (the recipe's own is {result['image_score']})"]
     lines += [f"  {name:<18} {_figure(value)}" for name, value in result["image_auroc_by_score"].items()]
     lines += ["", f"{'by kind':<20} {'n':>5}  image  pixel AUROC"]
-    for kind, row in result["by_kind"].items():
-        lines.append(f"  {kind:<18} {row['n']:>5}  {_figure(row['image_auroc'])}  {_figure(row['pixel_auroc'])}")
+    for kind, figures in result["by_kind"].items():
+        lines.append(
+            f"  {kind:<18} {figures['n']:>5}  {_figure(figures['image_auroc'])}  {_figure(figures['pixel_auroc'])}"
+        )
     return "\n".join(lines)
 
 
@@ -104,6 +116,8 @@ def score(command: Score) -> None:
         notes["Check without labels"] = told(check)
     if run.region is not None:
         notes["Region"] = f"{run.region.facts()['share']:.0%} of the image; the rest counts as normal"
+    if run.tiles is not None:
+        notes["Tiles"] = f"of {run.tiles.tile} pixels; neighbours share {run.tiles.overlap} or more"
     if command.follow:
         if len(command.images) != 1:
             raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
@@ -112,9 +126,10 @@ def score(command: Score) -> None:
         return
     if (command.out / "follow.json").exists():
         raise SettingError(f"{command.out} belongs to attnad score --follow; choose another --out")
-    batch = load_images(command.images, size=run.config.size)
-    for path, size in zip(batch.paths, batch.sizes, strict=True):
-        run.check_shape(path, size)
+    if run.tiles is not None:
+        _score_tiles(run, command, threshold, notes)
+        return
+    batch = run.load(command.images)
     scores = run.score(batch.images)
     if scores.maps is None:
         raise SettingError(f"{command.run} judges whole images and draws no maps for a report; train it on patches")
@@ -132,6 +147,30 @@ def score(command: Score) -> None:
     )
     flagged = sum(value > threshold for value in run.image_scores(scores).tolist())
     print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
+    if word := shrunk(batch.sizes, run.config.size):
+        print(word)
+
+
+def _score_tiles(run: Run, command: Score, threshold: float, notes: dict[str, str]) -> None:
+    """Score photographs in tiles, one photograph after the other."""
+    files = [file for path in command.images for file in expand(path)]
+    if not files:
+        raise DataError("no image given: name at least one image file or a folder of images")
+    judged = []
+    for number, path in enumerate(tqdm(files, desc="photographs"), 1):
+        value, anomaly_map, image, size = run.judge(path)
+        file = write_map(command.out, number, path, anomaly_map, size, command.maps)
+        line = row(path, value, threshold, anomaly_map, file)
+        judged.append((value, line, path, thumbnails(image, anomaly_map, size), size))
+    judged.sort(key=lambda each: -each[0])
+    write_atomically(command.out / "scores.csv", table([HEAD, *(line for _, line, *_ in judged)]))
+    scores = [value for value, *_ in judged]
+    axis = Axis.of(scores, threshold)
+    cards = [card(path, *small, size, value, line[5], axis) for value, line, path, small, size in judged]
+    report = write_page(command.out, cards, scores, axis, f"Anomalies among {len(files)} images", notes)
+    print(f"{sum(value > threshold for value in scores)} of {len(files)} images look anomalous: {report}")
+    if word := shrunk([run.seen((0, 0))], run.config.size):
+        print(word)
 
 
 def _threshold(run: Run, command: Score) -> tuple[float, str]:
@@ -177,6 +216,8 @@ def figure(command: Figure) -> None:
     names = command.names or tuple(folder.resolve().name for folder in command.runs)
     if not len(runs) == len(set(names)) == len(names) > 0:
         raise SettingError(f"{len(runs)} runs, called {', '.join(names)}; give one or more, and --names, no name twice")
+    for run in runs:
+        run.check_whole()
     config = runs[0].config
     for folder, run in zip(command.runs, runs, strict=True):
         if any(getattr(run.config, name) != getattr(config, name) for name in ("data", "normal_class", "size")):

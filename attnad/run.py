@@ -4,15 +4,16 @@ RUN/config.json                    the configuration, written first
 RUN/log.csv                        the mean of each loss term, by stage and epoch, where there is training
 RUN/*.safetensors                  what the detector has learned, and states to resume from
 RUN/run.json                       threshold and facts about the training, written last: the run is finished
+
+More than 300 lines: a run's life, from the claim on its folder to its evaluation, stands in one place.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from attnad import __version__
 from attnad.checkpoint import load_json, save_json
 from attnad.config import differences, from_dict
-from attnad.data import TestSet, load_train, split_normal
+from attnad.data import ImageBatch, TestSet, load_images, load_train, split_normal
+from attnad.data.tiles import Tiles, photographs
 from attnad.detectors import DETECTORS
 from attnad.errors import CheckpointError, SettingError, TrainingError
+from attnad.machine import machine_facts
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.region import Region, check_region, claim_region, load_region
 from attnad.score import Scores
-from attnad.state import SAVE_SECONDS, fingerprint, read_log
+from attnad.state import SAVE_SECONDS, fingerprint, logged_seconds
 from attnad.synthetic import synthetic_check
 from attnad.train import pick_device
 
@@ -43,6 +45,7 @@ class Run:
     detector: Any  # see `attnad.detectors`
     facts: dict[str, Any]
     region: Region | None = None  # what alone is judged
+    tiles: Tiles | None = None  # how photographs are cut, where they are
 
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s] of the run's size, inside its region; see `attnad.score.Scores`.
@@ -55,10 +58,43 @@ class Run:
                 raise TrainingError(f"{name} of an image is not finite; train again at a lower learning rate")
         return scores if self.region is None else self.region.inside(scores)
 
-    def check_shape(self, path: Path, size: tuple[int, int]) -> None:
-        """Raise DataError, naming the file, on an image whose (width, height) does not fit the run's region."""
-        if self.region is not None:
-            self.region.check(path, size)
+    def judge(self, path: Path) -> tuple[float, Tensor, Tensor, tuple[int, int]]:
+        """Judge one file, in tiles where the run has them.
+
+        Gives its image score, its map [h, w], the image that was looked at, uint8 [3, h, w], and the file's
+        (width, height). Raises DataError, also where it does not fit the run's region or tiles.
+        """
+        if self.tiles is None:
+            batch = self.load([path])
+            scores = self.score(batch.images)
+            assert scores.maps is not None, "who judges files has asked for maps"
+            return self.image_scores(scores).item(), scores.maps[0], batch.images[0], batch.sizes[0]
+        pixels = self.tiles.read(path)
+
+        def score(tiles: Tensor) -> tuple[Tensor, Tensor]:
+            scores = self.score(tiles)
+            assert scores.maps is not None, "who judges files has asked for maps"
+            return self.image_scores(scores), scores.maps
+
+        found, joined = self.tiles.judge(pixels, self.config.size, score)
+        return found, joined, torch.from_numpy(pixels).permute(2, 0, 1), (pixels.shape[1], pixels.shape[0])
+
+    def load(self, paths: Sequence[Path]) -> ImageBatch:
+        """Load files whole, at the run's size. Raises DataError, also on a shape that does not fit the run's region."""
+        batch = load_images(paths, size=self.config.size)
+        for path, size in zip(batch.paths, batch.sizes, strict=True):
+            if self.region is not None:
+                self.region.check(path, size)
+        return batch
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What of a photograph of this (width, height) becomes one image of the run's size: all of it, or a tile."""
+        return size if self.tiles is None else (self.tiles.tile, self.tiles.tile)
+
+    def check_whole(self) -> None:
+        """Raise SettingError where the run judges tiles, and no images as a whole."""
+        if self.tiles is not None:
+            raise SettingError("the run judges photographs in tiles, and only attnad score does; train without --tile")
 
     def image_scores(self, scores: Scores) -> Tensor:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
@@ -97,6 +133,7 @@ def train_run(
     data_root: Path | None = None,
     stage1: Path | None = None,
     region: Path | None = None,
+    tiles: Tiles | None = None,
     save_seconds: float = SAVE_SECONDS,
     progress: bool = True,
 ) -> Run:
@@ -104,7 +141,7 @@ def train_run(
 
     Reads normal training images only; a tenth of them is held out for the threshold. `stage1` is the folder of a
     finished run with the same data, seed and stage 1, whose attention network is taken over rather than trained again.
-    `region` is a mask of what alone is to be judged, see `attnad.region`.
+    `region` is a mask of what alone is to be judged, see `attnad.region`. With `tiles`, photographs are cut into them.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
     detector_type = DETECTORS[config.recipe]
@@ -114,6 +151,10 @@ def train_run(
         raise TrainingError(str(error)) from error
     if region is not None:
         check_region(config)
+    if tiles is not None:
+        tiles.check()
+        if region is not None:
+            raise SettingError("a region is of whole photographs; give --region or --tile")
     chosen = pick_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -127,29 +168,45 @@ def train_run(
         judged = claim_region(region, folder, config.size, begun=begun)
         if (folder / "run.json").exists():
             _remove_states(folder)  # a kill may have come before it
-            return load_run(folder, device=device)
-        normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
-        images, held_out = split_normal(normal.images, seed=config.seed)
-        if len(images) < 2:
-            raise TrainingError(f"{config.data} has {len(normal.images)} normal images; training needs 3 or more")
+            finished = load_run(folder, device=device)
+            if finished.tiles != tiles:
+                raise TrainingError(f"{folder} holds a run with other tiles, or without; choose another --out")
+            return finished
+        if tiles is None:
+            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+            fit, held_out = split_normal(normal.images, seed=config.seed)
+        else:  # photographs are held out, not tiles
+            files = photographs(config.data, config.normal_class, data_root)
+            fit, held_out = split_normal(torch.arange(len(files)), seed=config.seed)
+        if len(fit) < 2:
+            raise TrainingError(f"{config.data} has {len(fit) + 1} normal images; training needs 3 or more")
+        if tiles is not None:
+            for i in held_out:
+                tiles.read(files[i])  # one that cannot be used is better known before training
+        images = fit if tiles is None else tiles.load([files[i] for i in fit], config.size)
         started = time.perf_counter()
         detector = detector_type.fit(
             config, images, folder, device=chosen, data_root=data_root, stage1=stage1, save_seconds=save_seconds,
             progress=progress,
         )  # fmt: skip
-        seconds = _logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
-        run = Run(config, detector, {}, judged)
-        held_out_scores = run.image_scores(run.score(held_out))
+        seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
+        run = Run(config, detector, {}, judged, tiles)
+        if tiles is None:
+            apart, held_out_scores = held_out, run.image_scores(run.score(held_out))
+        else:
+            apart = tiles.load([files[i] for i in held_out[:4]], config.size)
+            held_out_scores = torch.tensor([run.judge(files[i])[0] for i in held_out])
         threshold = normal_threshold(held_out_scores.numpy())
         run.facts.update(
             threshold=threshold,
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
             held_out_scores=held_out_scores.tolist(),
-            n_train=len(images),
+            n_train=len(fit),
             images=fingerprint(images),
-            synthetic=synthetic_check(run.score, config.image_score, held_out, threshold=threshold, seed=config.seed),
+            synthetic=synthetic_check(run.score, config.image_score, apart, threshold=threshold, seed=config.seed),
             seconds=seconds,
             **({"region": judged.facts()} if judged else {}),
+            **({"tiles": asdict(tiles)} if tiles else {}),
             **machine_facts(chosen),
         )
         save_json(folder / "run.json", run.facts)
@@ -160,25 +217,6 @@ def train_run(
 def _remove_states(folder: Path) -> None:
     for state in folder.glob("*.state.safetensors"):
         state.unlink()
-
-
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What is to be known of the machine beside a measured figure, and the time."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "instructions": _instructions(),
-        "memory_format": "channels last",  # of networks and images, everywhere: see `to_float`
-        "torch": torch.__version__,
-        "attnad": __version__,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _instructions() -> str:
-    """The processor's instructions that PyTorch chose, and what oneDNN was told to keep to, if it was."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
-    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN up to {limit}" if limit else "")
 
 
 def _claim(config: Any, folder: Path) -> bool:
@@ -212,15 +250,6 @@ def _load_config(path: Path) -> Any:
     return config
 
 
-def _logged_seconds(path: Path) -> dict[str, float]:
-    """Seconds of training by stage, over all sittings, from the log's one figure an epoch."""
-    if not path.exists():  # neither stage has an epoch
-        return {}
-    epochs = {(stage, epoch): float(seconds) for stage, epoch, _, _, seconds in read_log(path)}
-    stages = dict.fromkeys(stage for stage, _ in epochs)
-    return {stage: round(sum(s for (name, _), s in epochs.items() if name == stage), 1) for stage in stages}
-
-
 def load_run(folder: Path, *, device: str = "auto") -> Run:
     """Load a finished run.
 
@@ -244,7 +273,8 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
         if not isinstance(facts.get(name), kind) or (name == "threshold" and not math.isfinite(facts[name])):
             raise CheckpointError(f"{folder / 'run.json'}: {name} is missing or damaged; restore it or train again")
     detector = DETECTORS[config.recipe].load(config, folder, device=pick_device(device))
-    return Run(config, detector, facts, load_region(folder, facts, config.size))
+    tiles = Tiles(**facts["tiles"]) if "tiles" in facts else None
+    return Run(config, detector, facts, load_region(folder, facts, config.size), tiles)
 
 
 def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:
@@ -254,6 +284,7 @@ def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:
     "image_auroc_by_score" the image AUROC of every score (table 5's scenarios among them); under "by_kind" the image
     and pixel AUROC of each kind of anomaly and each group of kinds (the part before a slash) against the good images.
     """
+    run.check_whole()
     scores = run.score(test.images)
     labels, masks, has_mask = test.labels.numpy(), test.masks.numpy(), test.has_mask.numpy()
     image = run.image_scores(scores).numpy()

@@ -54,6 +54,15 @@ def write_log(path: Path, lines: Sequence[Sequence[str]]) -> None:
     write_atomically(path, text.getvalue())
 
 
+def logged_seconds(path: Path) -> dict[str, float]:
+    """Seconds of training by stage, over all sittings, from the log's one figure an epoch."""
+    if not path.exists():  # neither stage has an epoch
+        return {}
+    epochs = {(stage, epoch): float(seconds) for stage, epoch, _, _, seconds in read_log(path)}
+    stages = dict.fromkeys(stage for stage, _ in epochs)
+    return {stage: round(sum(s for (name, _), s in epochs.items() if name == stage), 1) for stage in stages}
+
+
 class Log:
     """Losses of each epoch, as lines of RUN/log.csv, written whole each time so that resuming leaves no doubles."""
 

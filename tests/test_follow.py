@@ -141,7 +141,8 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(work, tmp_path):
     (folder / "half.png").write_bytes(content[:-60])
     (folder / "later.png.part").write_bytes(content)
     (folder / "text.txt").write_text("no image")
-    shutil.copy(work / "all" / "01.png", folder)
+    with Image.open(work / "all" / "01.png") as image:
+        image.resize((320, 32)).save(folder / "01.png")
     with following(work, folder, out, "--maps", "npy", patience=1.0) as process:
         said = ""
         while not ("half.png: is no image" in said and "text.txt: is no image" in said and "01.png" in said):
@@ -153,6 +154,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(work, tmp_path):
         (folder / "later.png.part").rename(folder / "later.png")
         until(lambda: len(names(out)) == 3, process)
         printed = ended(process)
+    assert (said + printed).count("a defect smaller than 20 pixels") == 1
     assert "text.txt: not scored, is no image that Pillow can read" in printed
     assert sorted(names(out)) == ["01.png", "half.png", "later.png"]
     assert len(list((out / "maps").glob("*.npy"))) == 3

@@ -20,12 +20,13 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # file is one; its own name stands for its __init__.
 ROWS = [
     ("errors", "config", "show.page"),
-    ("checkpoint", "augmentations", "losses", "metrics", "show.plotting"),
+    ("checkpoint", "augmentations", "losses", "machine", "metrics", "show.plotting"),
     ("data.folders", "data.images", "data.textures", "graph", "state", "models"),
     ("data.layouts", "places"),
     ("train",),
     ("data.cifar10", "score"),
     ("data",),
+    ("data.tiles",),
     ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "synthetic", "region"),
     ("detectors",),
     ("run",),

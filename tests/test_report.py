@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad.show.report import heat_map, overlay, write_report
+from attnad.show.report import Axis, card, heat_map, overlay, write_page, write_report
 
 NASTY = [
     "plain.png",
@@ -119,6 +119,19 @@ def test_table_page_and_maps_agree_and_come_worst_first(tmp_path):
     assert [text for _, text in page.all("dd")] == ["runs/bottle", "0"]
     assert len(page.all("line", **{"class": "threshold"})) == 7 + 1
     assert len(page.all("circle")) == 7
+
+
+def test_a_page_of_some_images_counts_all(tmp_path):
+    given = example(n=2)
+    scores, axis = [3.0, 2.0, 1.0, 0.0], Axis.of([3.0, 2.0, 1.0, 0.0], 0.5)
+    cards = [
+        card(given["paths"][i], given["images"][i], given["maps"][i], (20, 10), score, 0.9, axis)
+        for i, score in enumerate((3.0, 0.0))
+    ]
+    page = Page(write_page(tmp_path, cards, scores, axis, "Some", {}).read_text(encoding="utf-8"))
+    assert "Images flagged: 3 of 4" in page.all("p", **{"class": "lead"})[0][1]
+    assert [text for attrs, text in page.all("button") if "value" in attrs] == ["All 2", "Flagged 1", "Passed 1"]
+    assert [float(attrs["data-score"]) for attrs, _ in page.all("line") if "data-score" in attrs] == scores
 
 
 @pytest.mark.parametrize(

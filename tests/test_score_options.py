@@ -181,3 +181,18 @@ def test_maps_as_numbers(run, photos, tmp_path, kind):
 def test_no_numbers_unless_asked_for(run, photos):
     score(run, photos / "new")
     assert {path.suffix for path in Path("out/maps").iterdir()} == {".png"}
+
+
+# --- large photographs -----------------------------------------------------------------------------------------------
+
+
+def test_a_word_where_images_are_shrunk_more_than_four_times(run, photos, capsys):
+    with Image.open(photos / "new" / "000.png") as image:
+        image.resize((128, 64)).save("four.png")
+        image.resize((40, 129)).save("more.png")
+    score(run, "four.png")
+    assert "shrunk" not in capsys.readouterr().out
+    score(run, "four.png", "more.png")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "Sides of 129 pixels are shrunk to 32: a defect smaller than 9 pixels of your photograph can be lost" in last
+    assert "train at a larger --size" in last

@@ -36,6 +36,11 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[Tensor, tuple[tuple[i
     return to_tensor(images), tuple(sizes)
 
 
+def read_pixels(path: Path) -> np.ndarray:
+    """File -> uint8 [height, width, 3] at its own size."""
+    return _open(path, lambda image: np.array(_to_rgb(image)))
+
+
 def resized(image: Image.Image, size: int) -> np.ndarray:
     """RGB image -> uint8 [size, size, 3]. Pillow's filters widen as they shrink an image: that is the antialiasing."""
     return np.asarray(image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC))

@@ -79,6 +79,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     except ImportError as error:
         raise PackageError("ONNX files need an extra: pip install 'attnad[explore]'") from error
 
+    run.check_whole()
     if run.region is not None:
         raise SettingError("the file's scores know no region; export a run that was trained without --region")
     graphs = {Paper: (_Graph, OUTPUTS), Strong: (_StrongGraph, STRONG_OUTPUTS)}

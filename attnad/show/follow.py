@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from torch import Tensor
 
 from attnad.checkpoint import load_json, save_json, write_atomically
 from attnad.config import differences
@@ -30,7 +31,7 @@ from attnad.data import load_images
 from attnad.data.folders import entries
 from attnad.errors import CheckpointError, DataError, SettingError
 from attnad.run import Run
-from attnad.show.report import HEAD, Axis, card, cell, row, table, write_map, write_page
+from attnad.show.report import HEAD, Axis, card, cell, row, shrunk, table, write_map, write_page
 
 LOOK = 0.5  # seconds between looks into the folder
 SETTLED = 1.0  # seconds that a file must stay unchanged before it is read
@@ -75,64 +76,74 @@ def follow(
         raise SettingError(f"{out} is in use by another attnad score; wait for it or choose another --out") from error
     with lock:
         _claim(out, {"run": name, "date": run.facts.get("date"), "threshold": threshold, "folder": str(folder)})
-        waiting: dict[Path, _Waiting] = {}
+        done = {line[0] for line in _lines(out / "scores.csv")}
+        following = _Following(run, folder, out, threshold, numbers, done)
+        print(f"Following {folder}; {len(done)} images are scored already. Ctrl-C ends it with the report", flush=True)
         try:
-            done = {line[0] for line in _lines(out / "scores.csv")}
-            print(
-                f"Following {folder}; {len(done)} images are scored already. Ctrl-C ends it with the report", flush=True
-            )
             while True:
-                _look(run, folder, out, threshold, numbers, done, waiting)
+                following.look()
                 time.sleep(LOOK)
         except KeyboardInterrupt:
             print(f"Writing the report of {out}", flush=True)
         done = {line[0] for line in _lines(out / "scores.csv")}
-        for path, wait in waiting.items():
+        for path, wait in following.waiting.items():
             if path != folder and cell(path) not in done:
                 print(f"{path}: not scored, {wait.problem}", file=sys.stderr)
         _report(run, folder, out, threshold, notes)
 
 
-def _look(
-    run: Run, folder: Path, out: Path, threshold: float, numbers: str | None, done: set[str],
-    waiting: dict[Path, _Waiting],
-) -> None:  # fmt: skip
-    """Score what has settled, and remember the rest; both `done` and `waiting` are brought up to date."""
-    try:
-        there = [path for path in _files(folder) if cell(path) not in done]
-        waiting.pop(folder, None)
-    except DataError as error:  # a share that is away for a moment, a file renamed while we look
-        _tell(folder, waiting.setdefault(folder, _Waiting(time.monotonic())), _reason(error, folder))
-        return
-    for path in waiting.keys() - set(there):
-        print(f"{path} went away before it was scored", file=sys.stderr)
-        del waiting[path]
-    for path in there:
-        stamp, now = _stamp(path), time.monotonic()
-        wait = waiting.setdefault(path, _Waiting(now))
-        if stamp is None or stamp != wait.stamp:
-            wait.stamp, wait.since, wait.again = stamp, now, now + SETTLED
-            _tell(path, wait, "is still being written")
-        if now < wait.again:
-            continue
+@dataclass
+class _Following:
+    """What is followed, and what is known of it so far."""
+
+    run: Run
+    folder: Path
+    out: Path
+    threshold: float
+    numbers: str | None
+    done: set[str]  # names in the table
+    waiting: dict[Path, _Waiting] = field(default_factory=dict)
+    told: bool = False  # that images are shrunk
+
+    def look(self) -> None:
+        """Score what has settled, and remember the rest."""
         try:
-            batch = load_images([path], size=run.config.size)
-            run.check_shape(path, batch.sizes[0])
-        except DataError as error:
-            wait.again = now + max(SETTLED, now - wait.since)
-            _tell(path, wait, _reason(error, path))
-            continue
-        if _stamp(path) != stamp:  # written to while it was read
-            continue
-        scores = run.score(batch.images)
-        assert scores.maps is not None, "the run was asked for a map at the start"
-        score = run.image_scores(scores).item()
-        file = write_map(out, len(done) + 1, path, scores.maps[0], batch.sizes[0], numbers)
-        line = row(path, score, threshold, scores.maps[0], file)
-        _append(out / "scores.csv", table([line]).encode())
-        done.add(line[0])
-        del waiting[path]
-        print(f"{'flagged' if score > threshold else 'passed':<8}{score:>10.4g}  {path}", flush=True)
+            there = [path for path in _files(self.folder) if cell(path) not in self.done]
+            self.waiting.pop(self.folder, None)
+        except DataError as error:  # a share that is away for a moment, a file renamed while we look
+            wait = self.waiting.setdefault(self.folder, _Waiting(time.monotonic()))
+            _tell(self.folder, wait, _reason(error, self.folder))
+            return
+        for path in self.waiting.keys() - set(there):
+            print(f"{path} went away before it was scored", file=sys.stderr)
+            del self.waiting[path]
+        for path in there:
+            stamp, now = _stamp(path), time.monotonic()
+            wait = self.waiting.setdefault(path, _Waiting(now))
+            if stamp is None or stamp != wait.stamp:
+                wait.stamp, wait.since, wait.again = stamp, now, now + SETTLED
+                _tell(path, wait, "is still being written")
+            if now < wait.again:
+                continue
+            try:
+                judged = self.run.judge(path)
+            except DataError as error:
+                wait.again = now + max(SETTLED, now - wait.since)
+                _tell(path, wait, _reason(error, path))
+                continue
+            if _stamp(path) == stamp:  # not written to while it was read
+                self._keep(path, *judged)
+
+    def _keep(self, path: Path, score: float, anomaly_map: Tensor, image: Tensor, size: tuple[int, int]) -> None:
+        file = write_map(self.out, len(self.done) + 1, path, anomaly_map, size, self.numbers)
+        line = row(path, score, self.threshold, anomaly_map, file)
+        _append(self.out / "scores.csv", table([line]).encode())
+        self.done.add(line[0])
+        del self.waiting[path]
+        print(f"{'flagged' if score > self.threshold else 'passed':<8}{score:>10.4g}  {path}", flush=True)
+        if not self.told and (word := shrunk([self.run.seen(size)], self.run.config.size)):
+            print(word, flush=True)
+            self.told = True
 
 
 def _tell(path: Path, wait: _Waiting, problem: str) -> None:
@@ -245,11 +256,11 @@ def _named(lines: Sequence[Sequence[str]], folder: Path) -> list[tuple[Path, Seq
 
 def _card(run: Run, out: Path, named: tuple[Path, Sequence[str]], axis: Axis) -> str | None:
     """The card of a line of the table; None where its image or heat map can no longer be read."""
-    path, (_, score, *_, file) = named
+    path, (_, score, _, _, _, peak, file) = named
     try:
         batch = load_images([path], size=run.config.size)
         with Image.open(out / file) as heat_map:
             values = torch.from_numpy(np.asarray(heat_map, dtype=np.float32) / 255)
     except (DataError, OSError):
         return None
-    return card(path, batch.images[0], values, batch.sizes[0], float(score), axis)
+    return card(path, batch.images[0], values, batch.sizes[0], float(score), float(peak), axis)

@@ -26,6 +26,7 @@ from attnad.checkpoint import write_atomically
 from attnad.show.page import CARD, ICONS, PAGE, SCRIPT, STYLE
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
+MOST_SHRUNK, SEEN = 4, 2  # times on a side without a word; pixels of the run that a defect should have at least
 HEAD = ("file", "score", "anomalous", "threshold", "map_mean", "map_max", "map")  # of scores.csv
 
 
@@ -88,7 +89,7 @@ def write_report(
     rows = [row(paths[i], scores[i], threshold, maps[i], files[i]) for i in order]
     write_atomically(out / "scores.csv", table([HEAD, *rows]))
     axis = Axis.of(scores, threshold)
-    cards = [card(paths[i], images[i], maps[i], sizes[i], scores[i], axis) for i in order]
+    cards = [card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[n][5], axis) for n, i in enumerate(order)]
     return write_page(out, cards, scores, axis, title, notes)
 
 
@@ -118,6 +119,18 @@ def row(path: Path, score: float, threshold: float, anomaly_map: Tensor, file: s
     return cell(path), score, verdict, threshold, anomaly_map.mean().item(), anomaly_map.max().item(), file
 
 
+def shrunk(sizes: Sequence[tuple[int, int]], side: int) -> str:
+    """A word of warning where images of these (width, height) lose much at a side of so many pixels; else nothing."""
+    longest = max(map(max, sizes))
+    if longest <= MOST_SHRUNK * side:
+        return ""
+    least = math.ceil(SEEN * longest / side)
+    return (
+        f"Sides of {longest} pixels are shrunk to {side}: a defect smaller than {least} pixels of your photograph can "
+        "be lost; train at a larger --size or use --tile"
+    )
+
+
 def table(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as the text of a CSV."""
     text = io.StringIO()
@@ -145,10 +158,12 @@ class Axis(NamedTuple):
         return "flagged" if score > self.threshold else "passed"
 
 
-def card(path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, axis: Axis) -> str:
-    """An image's place in the page: the photograph, its map over it, its score."""
+def card(
+    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float, axis: Axis
+) -> str:
+    """An image's place in the page: the photograph, its map over it, its score and the map's highest value, `peak`."""
     width, height = size = _fit(size, THUMBNAIL_SIDE)
-    x, x0, verdict, peak = axis.at(score), axis.at(axis.threshold), axis.verdict(score), anomaly_map.max().item()
+    x, x0, verdict = axis.at(score), axis.at(axis.threshold), axis.verdict(score)
     return CARD.substitute(
         verdict=verdict,
         exactly=score,
@@ -167,16 +182,24 @@ def card(path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], 
     )
 
 
+def thumbnails(image: Tensor, anomaly_map: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An image, uint8 [3, h, w], and its map [h, w], no larger than `card` shows them."""
+    fitting = _fit(size, THUMBNAIL_SIDE)
+    picture, values = _photograph(image, fitting), _resized(anomaly_map, fitting)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(values))
+
+
 def write_page(
     out: Path, cards: Sequence[str], scores: Sequence[float], axis: Axis, title: str, notes: Mapping[str, str]
 ) -> Path:
-    """Write report.html: every score on the axis, and the cards, the worst first; returns its path."""
+    """Write report.html: every score on the axis, and cards, the worst first, of all or some; returns its path."""
     ticks = (
         f'<line class="{axis.verdict(score)}" data-score="{score}" x1="{axis.at(score):.2f}%" '
         f'x2="{axis.at(score):.2f}%" y1="24" y2="44"/>'
         for score in scores
     )
     flagged, x0 = sum(score > axis.threshold for score in scores), axis.at(axis.threshold)
+    shown_flagged = sum('<li class="flagged"' in text for text in cards)
     grey, ramp = torch.full((3, 16, 256), 128, dtype=torch.uint8), torch.linspace(0, 1, 256).expand(16, 256)
     page = PAGE.substitute(
         title=_text(title),
@@ -187,8 +210,8 @@ def write_page(
         n=len(scores),
         flagged=flagged,
         shown=len(cards),
-        shown_flagged=min(flagged, len(cards)),
-        shown_passed=max(0, len(cards) - flagged),
+        shown_flagged=shown_flagged,
+        shown_passed=len(cards) - shown_flagged,
         threshold=f"{axis.threshold:.4g}",
         notes="".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in notes.items()),
         low=f"{axis.low:.3g}",

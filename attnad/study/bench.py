@@ -28,8 +28,8 @@ from torchvision.transforms import ColorJitter
 from torchvision.transforms.functional import pil_to_tensor
 
 from attnad.config import AugmentConfig, RunConfig
+from attnad.machine import machine_facts
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
-from attnad.run import machine_facts
 from attnad.score import score
 from attnad.train import MovingAverage, adgan_step, attention_step, draw_maps, judge_of, train_adgan, train_attention
 

@@ -22,7 +22,8 @@ from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError
-from attnad.run import evaluate_run, machine_facts, train_run
+from attnad.machine import machine_facts
+from attnad.run import evaluate_run, train_run
 from attnad.study import tables
 from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
 from attnad.study.processes import run_in_processes, share_of_cores
