@@ -116,7 +116,7 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
     assert "ATTNAD_DATA" in explained["data-root"]
     assert all(
         word in text
-        for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,neighbours}", "efficientnet-lite0")
+        for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,neighbours,ae-l2,", "efficientnet-lite0")
     )
 
 

@@ -26,6 +26,7 @@ from attnad.data import load_test, textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import DETECTORS, paper
 from attnad.detectors.neighbours import NeighboursConfig
+from attnad.detectors.rivals import RIVALS
 from attnad.errors import DataError, SettingError, TrainingError
 from attnad.metrics import auroc
 from attnad.run import load_run
@@ -80,6 +81,8 @@ def hashes(config: RunConfig) -> list[str]:
         ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
         ("beyond", MVTEC_CATEGORIES, len(BEYOND)),
         ("surfaces", textures.TEXTURES, len(BEYOND)),
+        ("rivals", textures.TEXTURES, len(RIVALS)),
+        ("rivals-mvtec", MVTEC_CATEGORIES, len(RIVALS)),
     ],
 )
 def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):

@@ -118,6 +118,10 @@ BEYOND = {
     "strong: and a judge a level": Variant({}, {}, "strong"),
 }
 
+# What the paper's tables set beside its own, by the names they have there.
+RIVAL_NAMES = {"ae-l2": "AE-L2", "ae-ssim": "AE-SSIM"}
+_RIVALS = _named({method: Variant({}, {}, name) for name, method in RIVAL_NAMES.items()}, _ALL)
+
 TABLES: dict[str, list[Variant]] = {
     "table1": _named(
         {
@@ -165,17 +169,20 @@ TABLES: dict[str, list[Variant]] = {
     ],
     "beyond": _named(BEYOND, _ALL),
     "surfaces": _named(BEYOND, _ALL),
+    "rivals": _RIVALS,
+    "rivals-mvtec": _RIVALS,
 }
 
 # The data set of each table; None where each class is a data set of its own.
 DATA = {
     "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
     "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures",
+    "rivals": "textures", "rivals-mvtec": None,
 }  # fmt: skip
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
-    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES,
+    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES, "rivals": TEXTURES, "rivals-mvtec": MVTEC_CATEGORIES,
 }  # fmt: skip
 PAPER_METRICS = {
     "image AUROC": "image_auroc",

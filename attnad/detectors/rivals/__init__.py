@@ -1,0 +1,6 @@
+"""The systems that the paper's tables set beside its own, by the names of their recipes: one file each, on `rival`."""
+
+from attnad.detectors.rivals.autoencoder import AutoencoderL2, AutoencoderSSIM
+from attnad.detectors.rivals.rival import Rival
+
+RIVALS: dict[str, type[Rival]] = {"ae-l2": AutoencoderL2, "ae-ssim": AutoencoderSSIM}
