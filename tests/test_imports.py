@@ -31,7 +31,11 @@ ROWS = [
         "detectors.rivals.networks",
         "detectors.rivals.rival",
     ),
-    ("detectors.rivals.autoencoder",),
+    (
+        "detectors.rivals.autoencoder",
+        "detectors.rivals.students",
+        "detectors.rivals.gamma_vae",
+    ),
     ("detectors.rivals",),
     ("detectors",),
     ("run",),

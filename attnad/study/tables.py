@@ -119,7 +119,9 @@ BEYOND = {
 }
 
 # What the paper's tables set beside its own, by the names they have there.
-RIVAL_NAMES = {"ae-l2": "AE-L2", "ae-ssim": "AE-SSIM"}
+RIVAL_NAMES = {
+    "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
+}  # fmt: skip
 _RIVALS = _named({method: Variant({}, {}, name) for name, method in RIVAL_NAMES.items()}, _ALL)
 
 TABLES: dict[str, list[Variant]] = {

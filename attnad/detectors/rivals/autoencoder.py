@@ -26,7 +26,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import pad
 
 from attnad.detectors.rivals.networks import decoder, encoder
 from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
@@ -62,8 +62,10 @@ def dissimilarity(x: Tensor, x_re: Tensor, *, window: int = WINDOW) -> Tensor:
     Source: Wang et al. 2004, eq. (13).
     """
     c1, c2 = 0.01**2, 0.03**2
+    side = x.shape[-1]
+    band = x.new_ones(side - window + 1, side).tril(window - 1).triu() / window  # a window's mean in each row
     stacked = torch.cat([x, x_re, x * x, x_re * x_re, x * x_re], 1).contiguous()
-    windows = avg_pool2d(avg_pool2d(stacked, (window, 1), 1), (1, window), 1)  # one way after the other: faster
+    windows = band @ stacked @ band.T
     mean, mean_re, square, square_re, product = windows.chunk(5, 1)
     variance, variance_re, covariance = square - mean**2, square_re - mean_re**2, product - mean * mean_re
     luminance = (2 * mean * mean_re + c1) / (mean**2 + mean_re**2 + c1)
