@@ -2,9 +2,10 @@
 
 from attnad.detectors.rivals.autoencoder import AutoencoderL2, AutoencoderSSIM
 from attnad.detectors.rivals.gamma_vae import GammaVAE
+from attnad.detectors.rivals.anogan import AnoGAN
 from attnad.detectors.rivals.rival import Rival
 from attnad.detectors.rivals.students import Students
 
 RIVALS: dict[str, type[Rival]] = {
-    "ae-l2": AutoencoderL2, "ae-ssim": AutoencoderSSIM, "gamma-vae": GammaVAE, "student": Students,
+    "ae-l2": AutoencoderL2, "ae-ssim": AutoencoderSSIM, "gamma-vae": GammaVAE, "student": Students, "anogan": AnoGAN,
 }  # fmt: skip

@@ -73,7 +73,7 @@ class GammaVAE(Rival):
     def __init__(self, config: GammaVAEConfig):
         super().__init__(config)
         self.vae = VAE(config.size, config.width, config.latent)
-        self.log_gamma = nn.Parameter(torch.tensor(-1.0))
+        self.log_gamma = nn.Parameter(torch.tensor(-2.3))  # gamma = 0.1, a tenth of the range of grey values
 
     def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         return (negative_elbo(x, *self.vae(x, generator), self.log_gamma),)
