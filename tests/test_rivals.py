@@ -17,9 +17,12 @@ from attnad.cli import main
 from attnad.config import RIVALS as NAMES
 from attnad.data import load_test, load_train, textures
 from attnad.detectors.rivals import RIVALS
+from attnad.detectors.rivals.anogan import search_loss
+from attnad.detectors.rivals.attention import grad_cam
 from attnad.detectors.rivals.autoencoder import dissimilarity, squared_error
 from attnad.detectors.rivals.gamma_vae import energy, negative_elbo
 from attnad.detectors.rivals.students import regression_error, student_loss, uncertainty
+from attnad.detectors.rivals.vevae import vae_loss
 from attnad.errors import CheckpointError, Stopped, TrainingError
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.state import read_log, stopping
@@ -27,8 +30,8 @@ from attnad.study.tables import RIVAL_NAMES, override
 
 N_TRAIN, N_TEST, SIZE = 40, 12, 32
 SMALL = {"size": SIZE, "width": 8, "latent": 16, "epochs": 15, "batch": 8}
-VALUES: dict[str, dict] = {}  # of those that need others
-ADVERSARIAL: tuple[str, ...] = ()  # their losses need not fall
+VALUES: dict[str, dict] = {"anogan": {"epochs": 40, "search": 30}}  # of those that need others
+ADVERSARIAL = ("anogan",)  # their losses need not fall
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -81,6 +84,28 @@ def test_the_students_error_and_variance_are_numpys():
     np.testing.assert_allclose(regression_error(students, target), error)
     np.testing.assert_allclose(uncertainty(students), variance)
     np.testing.assert_allclose(student_loss(students, target), (error + variance).mean())  # bias and variance
+
+
+def test_the_searchs_loss_by_hand():
+    x, x_re, f, f_re = (torch.full((2, 3, 2, 2), value) for value in (0.5, 0.3, 1.0, -1.0))
+    torch.testing.assert_close(search_loss(x, x_re, f, f_re, 0.1), torch.full((2,), 0.9 * 0.2 + 0.1 * 2.0))
+
+
+def test_the_visually_explained_vaes_loss_is_the_parts_sum():
+    x, x_re, mean, log_variance = rand(4, 3, 8, 8), rand(4, 3, 8, 8, seed=1), rand(4, 5, seed=2), rand(4, 5, seed=3) - 1
+    posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(torch.zeros_like(mean), 1))
+    wanted = ((x - x_re).numpy() ** 2).sum() / 2 / 4 + 0.3 * divergence.sum(1).mean()
+    torch.testing.assert_close(vae_loss(x, x_re, mean, log_variance, 0.3), wanted)
+
+
+def test_grad_cam_of_a_linear_score_by_hand():
+    features = rand(2, 3, 4, 4).requires_grad_()
+    weight = rand(3, 4, 4, seed=1) - 0.5
+    found = grad_cam((features * weight).sum((1, 2, 3)), features)
+    wanted = np.einsum("k,nkhw->nhw", weight.numpy().mean((1, 2)), features.detach().numpy()).clip(0)
+    np.testing.assert_allclose(found.detach(), wanted)
+    assert wanted.max() > 0
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
