@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from attnad.config import RECIPES, EncoderName
+from attnad.config import RECIPES, RIVALS, EncoderName
 from attnad.config import recipe as paper_recipe
 from attnad.errors import DataError, SettingError
 
@@ -35,7 +35,7 @@ def train_command(config_type: type) -> type:
     recipe_help += (
         "says; strong, for photographs; gaussian, strong without its training; neighbours, nearest neighbours on "
     )
-    recipe_help += "frozen features."
+    recipe_help += f"frozen features; {', '.join(RIVALS)}, systems that the paper compares itself with."
     names = f"{{{','.join(RECIPES)}}}"  # `attnad.detectors.recipe` refuses others
     return make_dataclass(
         "Train",
@@ -105,14 +105,17 @@ class Reproduce:
     """Run what is missing of one of the paper's tables and print it beside the paper's. Finished runs are skipped."""
 
     table: tyro.conf.Positional[
-        Literal["table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces",
-                "unlabelled", "all"]
+        Literal[
+            "table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces",
+            "unlabelled", "rivals", "rivals-mvtec", "all",
+        ]
     ]  # fmt: skip
     """The paper's table, or a study of our own: textures, what each deviation from the paper does, on the embedded
     data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe strong adds to
-    features without training, on MVTec AD; surfaces, the same on the embedded data; unlabelled, whether
-    the check without labelled defects goes with the figures that need them. all: every table, the most telling
-    runs first, those alone that results.csv has no rows of."""
+    features without training, on MVTec AD; surfaces, the same on the embedded data; unlabelled, whether the check
+    without labelled defects goes with the figures that need them; rivals, the systems that the paper compares itself
+    with, on the embedded data; rivals-mvtec, the same on MVTec AD. all: every table, the most telling runs first, those
+    alone that results.csv has no rows of."""
     classes: tuple[str, ...] | None = None
     """Classes or categories; by default all of the table's that are there."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -14,7 +14,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
-RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours")  # of all detectors, see `attnad.detectors`
+RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
+    "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae",
+)  # fmt: skip
+RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours", *RIVALS)  # of all, see `attnad.detectors`
 PRETRAINED = ("resnet18-imagenet", "efficientnet-lite0")  # those that start with ImageNet's weights
 
 

@@ -14,6 +14,7 @@ from attnad.data import textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import DETECTORS
 from attnad.detectors.neighbours import NeighboursConfig
+from attnad.detectors.rivals import RIVALS
 from attnad.errors import SettingError
 from attnad.study.results import read_results
 from attnad.study.tables import (
@@ -58,6 +59,8 @@ def hashes(config: RunConfig) -> list[str]:
         ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
         ("beyond", MVTEC_CATEGORIES, len(BEYOND)),
         ("surfaces", textures.TEXTURES, len(BEYOND)),
+        ("rivals", textures.TEXTURES, len(RIVALS)),
+        ("rivals-mvtec", MVTEC_CATEGORIES, len(RIVALS)),
         ("unlabelled", ("textures", *MVTEC_CATEGORIES), len(UNLABELLED)),
     ],
 )

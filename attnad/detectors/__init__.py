@@ -21,10 +21,11 @@ from typing import Any
 
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
+from attnad.detectors.rivals import RIVALS
 from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
-    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "neighbours": Neighbours,
+    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "neighbours": Neighbours, **RIVALS,
 }  # fmt: skip
 
 

@@ -126,6 +126,13 @@ UNLABELLED = {
     "strong": Variant({}, {}, "strong"),
 }
 
+# What the paper's tables set beside its own, by the names they have there.
+RIVAL_NAMES = {
+    "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
+    "anogan": "AnoGAN", "vevae": "VEVAE",
+}  # fmt: skip
+_RIVALS = _named({method: Variant({}, {}, name) for name, method in RIVAL_NAMES.items()}, _ALL)
+
 TABLES: dict[str, list[Variant]] = {
     "table1": _named(
         {
@@ -174,6 +181,8 @@ TABLES: dict[str, list[Variant]] = {
     "beyond": _named(BEYOND, _ALL),
     "surfaces": _named(BEYOND, _ALL),
     "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
+    "rivals": _RIVALS,
+    "rivals-mvtec": _RIVALS,
 }
 
 # The data set of each table; None where each class is a data set of its own.
@@ -181,11 +190,12 @@ DATA = {
     "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
     "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures",
     "unlabelled": None,
+    "rivals": "textures", "rivals-mvtec": None,
 }  # fmt: skip
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
-    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES,
+    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES, "rivals": TEXTURES, "rivals-mvtec": MVTEC_CATEGORIES,
     "unlabelled": ("textures", *MVTEC_CATEGORIES),
 }  # fmt: skip
 PAPER_METRICS = {

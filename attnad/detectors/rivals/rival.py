@@ -1,0 +1,218 @@
+"""What the rivals share: configuration, training loop, scores. A rival is a network, its losses and its maps.
+
+What holds for all of them, where the originals say otherwise or nothing:
+
+R1. Networks, images and training are small, so that a run on the embedded textures takes a minute or so on two cores.
+    The originals' architectures, patches and lengths of training are their own; see each file for what matters.
+R2. Maps come out in [0, 1): m / (m + reach), where `reach` is what a twentieth of all pixels of normal training images
+    lies above. The order of pixels, and so every AUROC, is that of m.
+R3. Where the original judges no image as a whole, the mean of the highest hundredth of m does ("top"); the mean of all
+    of m is there too ("mean").
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
+from attnad.score import Scores
+from attnad.state import SAVE_SECONDS, Log, State
+from attnad.train import seeded, to_float
+
+
+@dataclass(frozen=True)
+class RivalConfig:
+    """All that decides a rival's scores, beside the code and the machine; a rival adds values of its own."""
+
+    data: str = "textures"
+    """Name of the data set, or path of its folder."""
+    normal_class: str | None = None
+    """The class that is normal, where the data set has several."""
+    recipe: str = ""
+    """Which rival this is."""
+    size: int = 64
+    """Side of the square images, in pixels: a multiple of 32."""
+    seed: int = 0
+    """Seed of the split that holds out normal images, of weights, order and noise."""
+    image_score: Literal["top", "mean"] = "top"
+    """What judges an image: the mean of the highest hundredth of its map, or of all of it (R3)."""
+    width: int = 16
+    """Channels of the widest layers, those at half the images' side (R1)."""
+    latent: int = 64
+    """Numbers that an image is reduced to (R1)."""
+    epochs: int = 20
+    """Passes over the normal images (R1)."""
+    batch: int = 16
+    """Images a step (R1)."""
+    learning_rate: float = 1e-3
+    """Adam's (R1)."""
+    beta1: float = 0.9
+    """Adam's first moment decay (R1)."""
+
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder, for tables."""
+        return "convolutions"
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
+    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+    ("width", "from 2 to 128", lambda v: 2 <= v <= 128),
+    ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024),
+    ("epochs", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
+    ("batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
+    ("learning_rate", "above 0", lambda v: 0 < v < math.inf),
+    ("beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a rival makes of images: m >= 0 [n, s, s], further image scores [n], reconstructions [n, 3, s, s]."""
+
+    maps: Tensor
+    image: dict[str, Tensor] = field(default_factory=dict)
+    x_re: Tensor | None = None
+
+
+class Rival(nn.Module):
+    """A detector (see `attnad.detectors`) that is one network; a rival says what `losses` and `judge` are."""
+
+    config: Any  # the rival's `config_type`
+    reach: Tensor
+    config_type: Any = RivalConfig
+    ranges: tuple[tuple[str, str, Callable[[Any], bool]], ...] = ()  # of the rival's own values
+    terms: tuple[str, ...] = ("loss",)
+
+    def __init__(self, config: RivalConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("reach", torch.ones(()))
+
+    def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Give the terms for images [n, 3, s, s] in [0, 1]: first what is to fall, then parts of it worth logging."""
+        raise NotImplementedError
+
+    def judge(self, x: Tensor) -> Judged:
+        """Judge images [n, 3, s, s] in [0, 1]."""
+        raise NotImplementedError
+
+    def begin(self, images: Tensor) -> None:
+        """Take from normal images, uint8 [n, 3, s, s], what training needs to know beforehand."""
+
+    def finish(self, images: Tensor) -> None:
+        """Take from normal images what scoring needs to know: `reach`."""
+        maps = torch.cat([self.judge(to_float(part)).maps for part in images[:64].split(16)])
+        self.reach.copy_(
+            torch.quantile(maps.flatten().float().cpu()[:: maps.numel() // 10_000 + 1], 0.95).clamp(min=1e-6)
+        )
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What has an optimiser of its own."""
+        return {"all": self}
+
+    def step(self, x: Tensor, optimizers: dict[str, torch.optim.Optimizer], generator: torch.Generator) -> Tensor:
+        """Train on images [n, 3, s, s] in [0, 1]; returns the losses before the step, in the order of `terms`."""
+        losses = self.losses(x, generator)
+        descend(optimizers["all"], losses[0])
+        return torch.stack(losses).detach()
+
+    @classmethod
+    def recipe(cls, name: str, data: str) -> RivalConfig:
+        """Give the configuration for a data set: 32 pixels for cifar10, 64 for textures, 128 for others."""
+        return cls.config_type(data=data, size={"cifar10": 32, "textures": 64}.get(data, 128))
+
+    @classmethod
+    def check(cls, config: RivalConfig) -> None:
+        """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
+        for name, range_, fits in (*_RANGES, *cls.ranges):
+            if not fits(value := getattr(config, name)):
+                raise ValueError(f"{name} cannot be {value}; choose {range_}")
+
+    @classmethod
+    def fit(
+        cls,
+        config: RivalConfig,
+        images: Tensor,
+        folder: Path,
+        *,
+        device: torch.device,
+        data_root: Path | None = None,
+        stage1: Path | None = None,
+        save_seconds: float = SAVE_SECONDS,
+        progress: bool = True,
+    ) -> Rival:
+        """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
+
+        Raises TrainingError on a loss that is not finite, CheckpointError on a state of other data or another model.
+        """
+        with seeded(config.seed):
+            model = cls(config)
+        model, images = model.to(device).to(memory_format=torch.channels_last).train(), images.to(device)
+        model.begin(images)
+        optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, part in model.parts().items():
+            learned = [p for p in part.parameters() if p.requires_grad]
+            optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (config.beta1, 0.999))
+        generator = torch.Generator(device).manual_seed(config.seed)
+        path = folder / f"{config.recipe}.state.safetensors"
+        state = State(path, {"model": model}, optimizers, generator, images, save_seconds)
+        done = state.resume()
+        log = Log(folder / "log.csv", config.recipe, cls.terms, done)
+        steps = max(1, len(images) // config.batch)  # a last, smaller batch is left out of this epoch
+        losses = torch.empty(steps, len(cls.terms), device=device)
+        total = config.epochs * steps
+        with tqdm(total=total, initial=done * steps, desc=config.recipe, disable=not progress) as bar:
+            for epoch in range(done + 1, config.epochs + 1):
+                started = time.perf_counter()
+                order = torch.randperm(len(images), generator=generator, device=device)
+                for step in range(steps):
+                    chosen = order[step * config.batch : (step + 1) * config.batch]
+                    losses[step] = model.step(to_float(images[chosen]), optimizers, generator)
+                    state.check(losses[: step + 1], cls.terms, epoch)
+                    bar.update()
+                log.add(epoch, state.finite_mean(losses, cls.terms, epoch), time.perf_counter() - started)
+                state.save(epoch, last=epoch == config.epochs)
+        model.eval().requires_grad_(False)
+        model.finish(images)
+        save_tensors(folder / f"{config.recipe}.safetensors", module_tensors("model", model))
+        return model
+
+    @classmethod
+    def load(cls, config: RivalConfig, folder: Path, *, device: torch.device) -> Rival:
+        """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
+        model, path = cls(config), folder / f"{config.recipe}.safetensors"
+        load_module("model", model, load_tensors(path), path)
+        return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def score(self, images: Tensor) -> Scores:
+        """Score uint8 images [n, 3, s, s]: "top", "mean" and what the rival adds; maps in [0, 1) (R2)."""
+        columns: dict[str, list[Tensor]] = {}
+        for part in images.split(32):
+            judged = self.judge(to_float(part.to(self.reach.device)))
+            flat = judged.maps.flatten(1)
+            top = flat.topk(max(1, flat.shape[1] // 100), 1).values.mean(1)
+            found = {"top": top, "mean": flat.mean(1), **judged.image, "maps": judged.maps, "x_re": judged.x_re}
+            for name, values in found.items():
+                if values is not None:
+                    columns.setdefault(name, []).append(values.detach().float().cpu())
+        image = {name: torch.cat(values) for name, values in columns.items()}
+        maps, x_re = image.pop("maps"), image.pop("x_re", None)
+        return Scores(image, maps / (maps + self.reach.cpu()), x_re=x_re)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimiser down a loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

