@@ -16,6 +16,7 @@ from pictures import picture, refused, save
 from PIL import Image
 
 from attnad.data import load_images, load_train
+from attnad.data.images import resized
 from attnad.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("no_user_data")
@@ -228,3 +229,9 @@ def test_order_is_kept_by_the_threads(tmp_path):
         save(tmp_path / f"many/{i:03d}.png", Image.new("RGB", (900, 700) if i % 7 == 0 else (32, 32), colour))
     images = load_train(str(tmp_path / "many"), size=32).images
     assert [tuple(image[:, 5, 5].tolist()) for image in images] == colours
+
+
+def test_large_images_are_shrunk_in_two_steps_with_hardly_another_result():
+    large = picture(seed=3, size=(64, 64)).resize((2048, 1536), Image.Resampling.BICUBIC)
+    direct = np.asarray(large.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert abs(resized(large, 64).astype(int) - direct).max() <= 2
