@@ -234,4 +234,6 @@ def test_order_is_kept_by_the_threads(tmp_path):
 def test_large_images_are_shrunk_in_two_steps_with_hardly_another_result():
     large = picture(seed=3, size=(64, 64)).resize((2048, 1536), Image.Resampling.BICUBIC)
     direct = np.asarray(large.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
-    assert abs(resized(large, 64).astype(int) - direct).max() <= 2
+    difference = abs(resized(large, 64).astype(int) - direct)
+    assert difference.max() <= 5
+    assert 0 < difference.mean() < 1.5
