@@ -26,6 +26,7 @@ from attnad.detectors.rivals.gamma_vae import energy, negative_elbo
 from attnad.detectors.rivals.lsa import Autoregression, surprise
 from attnad.detectors.rivals.networks import vae_loss
 from attnad.detectors.rivals.students import regression_error, student_loss, uncertainty
+from attnad.detectors.rivals.superpixels import group_masks, masked_error, superpixels
 from attnad.errors import CheckpointError, Stopped, TrainingError
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.state import read_log, stopping
@@ -127,6 +128,21 @@ def test_each_number_is_expected_from_those_before_it():
     layers, z = Autoregression(6, 5), torch.rand(1, 6)
     jacobian = torch.autograd.functional.jacobian(layers, z)[0, :, :, 0].abs().sum(0)  # of each number's logits [6, 6]
     assert torch.equal(jacobian > 0, torch.ones(6, 6).tril(-1) > 0)
+
+
+def test_the_masked_error_is_the_mean_over_the_mask():
+    x, filled, mask = rand(2, 3, 6, 6), rand(2, 3, 6, 6, seed=1), (rand(2, 1, 6, 6, seed=2) < 0.3).double()
+    inside = np.broadcast_to(mask.numpy() > 0, x.shape)
+    assert masked_error(x, filled, mask).item() == pytest.approx(np.abs(x.numpy() - filled.numpy())[inside].mean())
+    assert masked_error(x, filled, 0 * mask) == 0
+
+
+def test_each_superpixel_is_masked_once():
+    labels = superpixels(rand(2, 3, 32, 32), 20)
+    masks = group_masks(labels, 4)
+    assert torch.equal(masks.sum(0), torch.ones(2, 1, 32, 32))
+    for label in labels[0].unique():
+        assert masks[:, 0, 0][:, labels[0] == label].std(1).max() == 0  # whole, or not at all
 
 
 # --- learning --------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from attnad.detectors.rivals.gamma_vae import GammaVAE
 from attnad.detectors.rivals.lsa import LSA
 from attnad.detectors.rivals.rival import Rival
 from attnad.detectors.rivals.students import Students
+from attnad.detectors.rivals.superpixels import Superpixels
 from attnad.detectors.rivals.vevae import VEVAE
 
 RIVALS: dict[str, type[Rival]] = {
     "ae-l2": AutoencoderL2, "ae-ssim": AutoencoderSSIM, "gamma-vae": GammaVAE, "student": Students,
-    "anogan": AnoGAN, "vevae": VEVAE, "cavga": CAVGA, "lsa": LSA,
+    "anogan": AnoGAN, "vevae": VEVAE, "cavga": CAVGA, "lsa": LSA, "superpixel": Superpixels,
 }  # fmt: skip
