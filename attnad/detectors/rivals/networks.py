@@ -67,3 +67,13 @@ class VAE(nn.Module):
             noise = torch.randn(mean.shape, generator=generator, device=mean.device)
             z = mean + noise * (0.5 * log_variance).exp()
         return self.decoder(z), mean, log_variance
+
+
+def vae_loss(x: Tensor, x_re: Tensor, mean: Tensor, log_variance: Tensor, kl_weight: float) -> Tensor:
+    """Sum over pixels of (x - x_re)^2 / 2 + kl_weight * KL(q(z|x) || N(0, 1)), the mean over images.
+
+    Takes images and reconstructions [n, 3, s, s], and the latents' means and log-variances [n, latent].
+    Source: Kingma & Welling 2014.
+    """
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+    return 0.5 * (x - x_re).square().flatten(1).sum(1).mean() + kl_weight * divergence

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from attnad.detectors.rivals.attention import grad_cam
-from attnad.detectors.rivals.networks import VAE
+from attnad.detectors.rivals.attention import weighted
+from attnad.detectors.rivals.networks import VAE, vae_loss
 from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
 from attnad.train import to_float
 
@@ -42,12 +42,6 @@ class VEVAEConfig(RivalConfig):
     """Which rival this is."""
     kl_weight: float = 0.1
     """Weight of the KL term (R22)."""
-
-
-def vae_loss(x: Tensor, x_re: Tensor, mean: Tensor, log_variance: Tensor, kl_weight: float) -> Tensor:
-    """L of images [n, 3, s, s] and their latents' means and log-variances [n, latent], the mean over images."""
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
-    return 0.5 * (x - x_re).square().flatten(1).sum(1).mean() + kl_weight * divergence
 
 
 class VEVAE(Rival):
@@ -76,7 +70,7 @@ class VEVAE(Rival):
         features = self.vae.encoder[:LEVEL](x).detach().requires_grad_()
         mean = self.vae.encoder[LEVEL:](features).chunk(2, 1)[0]
         u = mean - self.usual
-        m = torch.stack([grad_cam(each, features) for each in u.T]).mean(0).detach()
+        m = torch.stack([weighted(each, features).relu() for each in u.T]).mean(0).detach()
         m = interpolate(m[:, None], size=x.shape[-2:], mode="bilinear")[:, 0]
         far = (u / self.spread).square().mean(1)
         return Judged(m, {"latent": far.detach()}, self.vae.decoder(mean.detach()))
