@@ -41,7 +41,7 @@ class CAVGAConfig(RivalConfig):
 
     recipe: Literal["cavga"] = "cavga"
     """Which rival this is."""
-    image_score: Literal["reconstruction", "top", "mean"] = "reconstruction"
+    image_score: Literal["reconstruction", "top", "mean"] = "reconstruction"  # type: ignore[assignment]
     """What judges an image: the mean of |x - f(x)|, or its map (R3)."""
     kl_weight: float = 0.1
     """Weight of the KL term (R22)."""

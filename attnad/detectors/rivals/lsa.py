@@ -39,7 +39,7 @@ class LSAConfig(RivalConfig):
 
     recipe: Literal["lsa"] = "lsa"
     """Which rival this is."""
-    image_score: Literal["novelty", "top", "mean"] = "novelty"
+    image_score: Literal["novelty", "top", "mean"] = "novelty"  # type: ignore[assignment]
     """What judges an image: NS, or its map (R3)."""
     latent: int = 32
     """Numbers that an image is reduced to (R1)."""
