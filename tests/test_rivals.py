@@ -25,6 +25,7 @@ from attnad.detectors.rivals.cavga import expansion_loss
 from attnad.detectors.rivals.gamma_vae import energy, negative_elbo
 from attnad.detectors.rivals.lsa import Autoregression, surprise
 from attnad.detectors.rivals.networks import vae_loss
+from attnad.detectors.rivals.ocgan import ocgan_loss
 from attnad.detectors.rivals.students import regression_error, student_loss, uncertainty
 from attnad.detectors.rivals.superpixels import group_masks, masked_error, superpixels
 from attnad.errors import CheckpointError, Stopped, TrainingError
@@ -35,7 +36,7 @@ from attnad.study.tables import RIVAL_NAMES, override
 N_TRAIN, N_TEST, SIZE = 40, 12, 32
 SMALL = {"size": SIZE, "width": 8, "latent": 16, "epochs": 15, "batch": 8}
 VALUES: dict[str, dict] = {"anogan": {"epochs": 40, "search": 30}}  # of those that need others
-ADVERSARIAL = ("anogan", "cavga")  # their losses need not fall
+ADVERSARIAL = ("anogan", "cavga", "ocgan")  # their losses need not fall
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -143,6 +144,12 @@ def test_each_superpixel_is_masked_once():
     assert torch.equal(masks.sum(0), torch.ones(2, 1, 32, 32))
     for label in labels[0].unique():
         assert masks[:, 0, 0][:, labels[0] == label].std(1).max() == 0  # whole, or not at all
+
+
+def test_ocgans_loss_by_hand():
+    x, x_re, logits = torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), 0.3), torch.tensor([0.7])
+    wanted = 10 * 0.04 + np.log1p(np.exp(-0.7)) + np.log1p(np.exp(0.7))
+    assert ocgan_loss(x, x_re, logits, -logits, 10).item() == pytest.approx(wanted, rel=1e-6)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------

@@ -129,7 +129,8 @@ UNLABELLED = {
 # What the paper's tables set beside its own, by the names they have there.
 RIVAL_NAMES = {
     "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
-    "anogan": "AnoGAN", "vevae": "VEVAE", "cavga": "CAVGA", "lsa": "LSA", "superpixel": "Superpixel",
+    "anogan": "AnoGAN", "vevae": "VEVAE", "cavga": "CAVGA", "lsa": "LSA",
+    "superpixel": "Superpixel", "ocgan": "OCGAN",
 }  # fmt: skip
 _RIVALS = _named({method: Variant({}, {}, name) for name, method in RIVAL_NAMES.items()}, _ALL)
 

@@ -5,6 +5,7 @@ from attnad.detectors.rivals.autoencoder import AutoencoderL2, AutoencoderSSIM
 from attnad.detectors.rivals.cavga import CAVGA
 from attnad.detectors.rivals.gamma_vae import GammaVAE
 from attnad.detectors.rivals.lsa import LSA
+from attnad.detectors.rivals.ocgan import OCGAN
 from attnad.detectors.rivals.rival import Rival
 from attnad.detectors.rivals.students import Students
 from attnad.detectors.rivals.superpixels import Superpixels
@@ -12,5 +13,6 @@ from attnad.detectors.rivals.vevae import VEVAE
 
 RIVALS: dict[str, type[Rival]] = {
     "ae-l2": AutoencoderL2, "ae-ssim": AutoencoderSSIM, "gamma-vae": GammaVAE, "student": Students,
-    "anogan": AnoGAN, "vevae": VEVAE, "cavga": CAVGA, "lsa": LSA, "superpixel": Superpixels,
+    "anogan": AnoGAN, "vevae": VEVAE, "cavga": CAVGA, "lsa": LSA,
+    "superpixel": Superpixels, "ocgan": OCGAN,
 }  # fmt: skip
