@@ -227,8 +227,7 @@ def test_it_learns_normal_images(name, bricks, trained, tmp_path):
         assert log[-1] < log[0] - 0.2 * abs(log[0])
         return
     untrained = train_run(config(name, bricks, epochs=0), tmp_path / "0", device="cpu", progress=False)
-    x = images / 255
-    before, after = untrained.score(images).x_re, scores.x_re
+    x, before, after = images / 255, untrained.score(images).x_re, scores.x_re
     if name in GIVE_BACK:
         assert (after - x).square().mean() < 0.95 * (before - x).square().mean()
     else:
