@@ -15,7 +15,7 @@ import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
-    "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan",
+    "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
 RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours", *RIVALS)  # of all, see `attnad.detectors`
 PRETRAINED = ("resnet18-imagenet", "efficientnet-lite0")  # those that start with ImageNet's weights

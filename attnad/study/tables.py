@@ -130,7 +130,7 @@ UNLABELLED = {
 RIVAL_NAMES = {
     "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
     "anogan": "AnoGAN", "vevae": "VEVAE", "cavga": "CAVGA", "lsa": "LSA",
-    "superpixel": "Superpixel", "ocgan": "OCGAN",
+    "superpixel": "Superpixel", "ocgan": "OCGAN", "ulslm": "ULSLM",
 }  # fmt: skip
 _RIVALS = _named({method: Variant({}, {}, name) for name, method in RIVAL_NAMES.items()}, _ALL)
 

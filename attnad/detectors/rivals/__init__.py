@@ -9,10 +9,11 @@ from attnad.detectors.rivals.ocgan import OCGAN
 from attnad.detectors.rivals.rival import Rival
 from attnad.detectors.rivals.students import Students
 from attnad.detectors.rivals.superpixels import Superpixels
+from attnad.detectors.rivals.ulslm import ULSLM
 from attnad.detectors.rivals.vevae import VEVAE
 
 RIVALS: dict[str, type[Rival]] = {
     "ae-l2": AutoencoderL2, "ae-ssim": AutoencoderSSIM, "gamma-vae": GammaVAE, "student": Students,
     "anogan": AnoGAN, "vevae": VEVAE, "cavga": CAVGA, "lsa": LSA,
-    "superpixel": Superpixels, "ocgan": OCGAN,
+    "superpixel": Superpixels, "ocgan": OCGAN, "ulslm": ULSLM,
 }  # fmt: skip

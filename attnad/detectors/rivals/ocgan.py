@@ -14,7 +14,8 @@ R1 to R4 as well.
 
 R33. An image is judged by the mean of m; that the original does so too is not checked.
 R34. u takes a few steps of the sign of the gradient; the original's numbers are not checked.
-R35. lambda = 10 is the original's as we remember it (not checked), and so is noise of deviation 0.2.
+R35. lambda is 10 in the original as we remember it (not checked), and noise has deviation 0.2 (the same). With squares
+     that are a mean over pixels, 10 leaves what is drawn the same for all images; ours is 100.
 R36. C and D_v are two networks of one kind, the package's discriminator.
 """
 
@@ -47,7 +48,7 @@ class OCGANConfig(RivalConfig):
     """Adam's first moment decay, DCGAN's."""
     noise: float = 0.2
     """Deviation of the noise on images (R35)."""
-    reconstruction_weight: float = 10.0
+    reconstruction_weight: float = 100.0
     """lambda (R35)."""
     mining: int = 3
     """Steps from u to u' (R34)."""
