@@ -22,10 +22,9 @@ import pytest
 from faults import KILLS, TINY, command, half_written, same_run, study_command, timeless, weights
 from PIL import Image
 
-from attnad import data
 from attnad.checkpoint import load_json, load_tensors, save_json
 from attnad.config import RunConfig, from_dict, to_dict
-from attnad.data import load_train
+from attnad.data import layouts, load_train
 from attnad.errors import DataError, TrainingError
 from attnad.run import load_run, train_run
 from attnad.study.results import read_results
@@ -186,14 +185,14 @@ def test_a_folder_that_cannot_be_made(bricks, tmp_path):
 
 
 def test_data_that_vanish_while_they_are_read(bricks, tmp_path, monkeypatch):
-    folder, listed = Path(shutil.copytree(bricks, tmp_path / "bottle")), data.files_of
+    folder, listed = Path(shutil.copytree(bricks, tmp_path / "bottle")), layouts.files_of
 
     def gone(path: Path) -> list[Path]:
         paths = listed(path)
         shutil.rmtree(folder)
         return paths
 
-    monkeypatch.setattr(data, "files_of", gone)
+    monkeypatch.setattr(layouts, "files_of", gone)
     with pytest.raises(DataError, match=r"000\.png: is no longer there; restore it and run the same command again"):
         load_train(str(folder), size=32)
     with pytest.raises(DataError, match="there is no such folder here"):
