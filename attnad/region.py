@@ -11,6 +11,7 @@ RUN/region.png                     the mask, as it was given
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -66,7 +67,10 @@ class Region:
 def read_region(path: Path, size: int) -> Region:
     """Read a mask at the run's size, its values as `defect_of` says; it is resized as images are. Raises DataError."""
     [original] = load_images([path], size=size).sizes
-    mask = torch.from_numpy(read_mask([path], original, size)[0])
+    values, soft = read_mask([path], original, size)
+    if soft:
+        warnings.warn(f"{path}: its border is soft, so half of its largest value is the limit", stacklevel=2)
+    mask = torch.from_numpy(values)
     if not mask.any():
         raise DataError(f"{path}: marks nothing; paint white what is to be judged, and the rest black")
     return Region(mask, original, hashlib.sha256(path.read_bytes()).hexdigest())

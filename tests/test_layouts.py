@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,19 +102,76 @@ def test_visa_without_its_table_keeps_every_tenth_normal_image_for_testing(tmp_p
     assert test.names[2:] == ("Data/Images/Normal/0009.JPG", "Data/Images/Normal/0019.JPG")
 
 
+def table(folder: Path, part: Callable[[int], str]) -> Path:
+    """VisA's table beside an object's folder; part says where each normal image belongs."""
+    path = folder.parent / "split_csv/1cls.csv"
+    path.parent.mkdir()
+    rows = [("candle", part(i), "normal", f"candle/Data/Images/Normal/{i:04d}.JPG", "") for i in range(20)]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("object", "split", "label", "image", "mask"), *rows, ("pcb1", *rows[0][1:])])
+    return path
+
+
 def test_visa_as_its_table_says(tmp_path):
-    folder, table = visa(tmp_path / "candle"), tmp_path / "split_csv/1cls.csv"
-    table.parent.mkdir()
-    rows = [("candle", "test" if i < 5 else "train", "normal", f"candle/Data/Images/Normal/{i:04d}.JPG", "")
-            for i in range(20)]  # fmt: skip
-    text = io.StringIO()
-    csv.writer(text).writerows([("object", "split", "label", "image", "mask"), *rows, ("pcb1", *rows[0][1:])])
-    table.write_text(text.getvalue())
+    folder = visa(tmp_path / "candle")
+    path = table(folder, lambda i: "test" if i < 5 else "train")
     test = loaded(folder, 15, {"Anomaly": 2, "good": 5}, "Normal")
     assert test.names[2:] == tuple(f"Data/Images/Normal/{i:04d}.JPG" for i in range(5))
-    table.write_text("".join(line for line in text.getvalue().splitlines(True) if "0007" not in line))
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "0007" not in line))
     with pytest.raises(DataError, match=r"0007\.JPG: .*1cls\.csv does not say"):
         load_train(str(folder), size=32)
+
+
+def test_visa_table_holds_however_the_folder_is_named(tmp_path, monkeypatch):
+    folder = visa(tmp_path / "candle")
+    table(folder, lambda i: "test" if i < 5 else "train")
+    for here, name in ((tmp_path, "candle"), (folder, "."), (folder / "Data", "..")):
+        monkeypatch.chdir(here)
+        assert len(load_train(name, size=32).images) == 15
+        assert len(load_test(name, size=32).images) == 7
+
+
+@pytest.mark.parametrize(
+    ("part", "more", "says"),
+    [
+        (lambda i: "train", "", "keeps no normal image of candle for testing"),
+        (lambda i: "test", "", "keeps no normal image of candle for training"),
+        (lambda i: "train", "candle,test,normal,candle/Data/Images/Normal/0007.JPG,", r"0007\.JPG: .* says both"),
+        (lambda i: "train", "\udcff", "cannot be read as a table"),
+    ],
+)
+def test_visa_table_that_cannot_be_meant(tmp_path, part, more, says):
+    folder = visa(tmp_path / "candle")
+    path = table(folder, part)
+    path.write_bytes(path.read_bytes() + more.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=says):
+        load_train(str(folder), size=32)
+
+
+def test_visa_table_from_a_spreadsheet(tmp_path):
+    folder = visa(tmp_path / "candle")
+    path = table(folder, lambda i: "train" if i else "test")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load_train(str(folder), size=32).images) == 19
+
+
+@pytest.mark.parametrize("name", ["bad/0.png", "0.png"])
+def test_validation_holds_normal_images_only(tmp_path, name):
+    for part in ("train/good/0", "train/good/1", "validation/good/0"):
+        save(tmp_path / f"{part}.png")
+    save(tmp_path / "validation" / name)
+    with pytest.raises(DataError, match="validation is trained on"):
+        load_train(str(tmp_path), size=32)
+
+
+@pytest.mark.parametrize("second", ["000.bmp", "000/000.png"])
+def test_a_second_mask_of_an_image_is_refused(tmp_path, second):
+    for part in ("train/good", "test/good", "test/bent"):
+        save(tmp_path / part / "000.png")
+    mask(tmp_path / "ground_truth/bent/000.png", 0)
+    mask(tmp_path / "ground_truth/bent" / second, 30)
+    with pytest.raises(DataError, match=r"is a second mask of .*bent/000\.png"):
+        load_test(str(tmp_path), size=32)
 
 
 def test_good_and_bad(tmp_path):
@@ -192,9 +250,19 @@ def test_kinds_of_defects_as_numbers(values):
 def test_values_all_over_the_range_are_refused():
     ramp = np.arange(256, dtype=np.uint8)[None].repeat(32, 0)
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), np.uint8)
-    for values in (ramp, noise):
+    y, x = np.mgrid[:SIDE, :SIDE]
+    scores = np.exp(-((x - 24.0) ** 2 + (y - 24.0) ** 2) / 300)  # as floats; as 8 bits of a dim picture
+    for values in (ramp, noise, scores, (scores * 30).astype(np.uint8)):
         with pytest.raises(DataError, match="all over the range"):
             defect_of(values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(value):
+    mask = np.zeros((SIDE, SIDE), np.float32)
+    mask[:8], mask[0, 0] = 1, value
+    with pytest.raises(DataError, match="no numbers"):
+        defect_of(mask)
 
 
 def test_a_soft_border_is_said_once_and_a_map_is_refused_by_name(tmp_path):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from attnad.checkpoint import load_json
 from attnad.cli import main
 from attnad.data import load_images, load_train, split_normal, textures
 from attnad.metrics import normal_threshold
-from attnad.region import FROM_MAP
+from attnad.region import FROM_MAP, read_region
 from attnad.run import load_run
 
 TINY = ["--recipe", "gaussian", "--size", "64", "--least", "64", "--channels", "16"]
@@ -157,3 +157,13 @@ def test_photographs_of_another_shape_are_refused(run, photos, capsys):
     assert not Path("out").exists()
     assert main(["score", str(run), "larger.png", "--out", "out"]) == 0
     assert "know no region" in fails(capsys, "export", run, "model.onnx")
+
+
+def test_a_soft_border_is_cut_at_half_and_said(tmp_path):
+    mask = Image.new("L", (64, 64))
+    ImageDraw.Draw(mask).rectangle((16, 16, 47, 47), fill=255)
+    mask.save(tmp_path / "soft.jpg", quality=75)
+    Image.open(tmp_path / "soft.jpg").filter(ImageFilter.GaussianBlur(2)).save(tmp_path / "soft.png")
+    with pytest.warns(UserWarning, match=r"soft\.png: its border is soft"):
+        region = read_region(tmp_path / "soft.png", 64)
+    assert (region.mask.numpy() != (np.asarray(mask) > 0)).mean() < 0.01

@@ -113,7 +113,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-SMALL, FEW = 32, 16  # numbers of kinds: values up to SMALL, or no more than FEW different ones
+SMALL, FEW = 32, 16  # kinds of defects are numbered by no more than FEW values; up to SMALL they are not asked for more
 EDGE = 8  # pixels from a defect's border that values in between may be away, as JPEG's blocks and smoothing leave them
 
 
@@ -130,20 +130,23 @@ def _values(image: Image.Image) -> np.ndarray:
 def defect_of(values: np.ndarray) -> tuple[np.ndarray, bool]:
     """Which pixels of a mask [height, width] are defect, and whether its border is soft.
 
-    Two values are a mask, and so are a few, or small ones, that number kinds of defects: all above 0 is defect. Where
-    values lie near 0 and near the largest, but for a narrow border (smoothing, JPEG), half of the largest is the limit.
-    Raises DataError where values lie all over the range: that is a map of scores, or a photograph.
+    Two values are a mask, and so are a few that number kinds of defects: all above 0 is defect. Where values lie near 0
+    and near the largest, but for a narrow border (smoothing, JPEG), half of the largest is the limit. Raises DataError
+    where values lie all over the range (a map of scores, a photograph), and where one is no finite number.
     """
+    if not np.isfinite(values).all():
+        raise DataError("holds values that are no numbers; save a mask with 0 for normal, 255 for defect")
     different = np.unique(values)
+    few = len(different) <= FEW
     largest = float(different[-1])
-    if len(different) <= 2 or (different[0] >= 0 and largest <= SMALL):
+    if len(different) <= 2 or (few and different[0] >= 0 and largest <= SMALL):
         return values > 0, False
     inside = values > largest / 2
     grown, shrunk = (f(inside, iterations=EDGE) for f in (ndimage.binary_dilation, ndimage.binary_erosion))
     between = (values > 0.2 * largest) & (values < 0.8 * largest)
     if between.mean() < 0.25 and not (between & ~(grown & ~shrunk)).any():
         return inside, True
-    if len(different) <= FEW:
+    if few:
         return values > 0, False
     raise DataError("its values lie all over the range, so it is no mask; save one with 0 for normal, 255 for defect")
 

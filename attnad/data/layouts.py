@@ -51,6 +51,7 @@ LAYOUTS = (
     Layout("good and bad", ("good", "bad"), "good", ".", "ground_truth", "good"),
 )
 LAYOUT = LAYOUTS[1].text()
+TABLE = "split_csv/1cls.csv"  # VisA's, in the folder or beside it
 EVERY = 10  # of normal images that lie in one folder, every tenth is for testing
 
 
@@ -102,15 +103,21 @@ def train_paths(folder: Path, normal: str) -> list[Path]:
     paths = files_of(folder / layout.train.format(normal=normal))
     if layout.split:
         return _split(folder, paths)[0]
-    more = folder / "validation" / normal
-    return paths + (files_of(more) if os.path.isdir(more) else [])
+    validation = folder / "validation"
+    folders, files = entries(validation) if os.path.isdir(validation) else ([], [])
+    known = folder_classes(folder)
+    for path in files + [inner for inner in folders if inner.name not in known]:
+        raise DataError(
+            f"{path}: validation is trained on, so it holds folders called as those of train and nothing else; move "
+            f"it to validation/{normal} if it is normal, to {layout.test}/<defect> if not"
+        )
+    return paths + [path for inner in folders if inner.name == normal for path in files_of(inner)]
 
 
 def _split(folder: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Normal images of one folder for training and for testing: as VisA's table says, else every tenth is a test's."""
-    table = next(
-        (p for p in (folder / "split_csv/1cls.csv", folder.parent / "split_csv/1cls.csv") if p.is_file()), None
-    )
+    whole = Path(os.path.abspath(folder))  # "." has neither a name nor a parent
+    table = next((p for p in (whole / TABLE, whole.parent / TABLE) if p.is_file()), None)
     if table is None:
         if len(paths) < EVERY:
             raise DataError(
@@ -118,16 +125,27 @@ def _split(folder: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]
                 "give ten or more, or put those for testing apart (train/good, test/good)"
             )
         return [p for i, p in enumerate(paths, 1) if i % EVERY], list(paths[EVERY - 1 :: EVERY])
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = [
-            row for row in csv.DictReader(file) if row.get("object") == folder.name and row.get("label") == "normal"
-        ]
-    part = {Path(row["image"]).name: row["split"] for row in rows if row.get("image") and row.get("split")}
-    if unknown := [path for path in paths if part.get(path.name) not in ("train", "test")]:
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark before the first name
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as a table ({error}); restore it or remove it") from error
+    said: dict[str, set[str | None]] = {}
+    for row in rows:
+        if row.get("object") == whole.name and row.get("label") == "normal":
+            said.setdefault(Path(row.get("image") or "").name, set()).add(row.get("split"))
+    if unknown := [path for path in paths if said.get(path.name) not in ({"train"}, {"test"})]:
         raise DataError(
-            f"{unknown[0]}: {table} does not say whether it is for training; complete the table or remove it"
+            f"{unknown[0]}: {table} does not say whether it is for training, or says both; correct the table or remove "
+            "it"
         )
-    return [p for p in paths if part[p.name] == "train"], [p for p in paths if part[p.name] == "test"]
+    train, test = ([path for path in paths if said[path.name] == {part}] for part in ("train", "test"))
+    if not train or not test:
+        raise DataError(
+            f"{table}: keeps no normal image of {whole.name} for {'testing' if train else 'training'}; correct the "
+            "table or remove it"
+        )
+    return train, test
 
 
 def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> TestSet:
@@ -196,25 +214,31 @@ def _mask_paths(test: Path, truth: Path, paths: Sequence[Path], normal: str) -> 
     folders, files = entries(truth)
     if files:
         raise DataError(f"{files[0]}: lies beside the folders of {truth.name}/; move it to {truth.name}/<defect>")
-    masks: dict[tuple[str, str], list[Path]] = {}
+    masks: dict[tuple[str, str], list[list[Path]]] = {}
     for folder in folders:
         several, single = entries(folder)
         if not several and not single:
             raise DataError(f"{folder}: is empty; it should hold masks")
-        masks |= {(folder.name, path.stem): [path] for path in single}
-        masks |= {(folder.name, path.name): files_of(path) for path in several}
+        for name, drawn in [(p.stem, [p]) for p in single] + [(p.name, files_of(p)) for p in several]:
+            masks.setdefault((folder.name, name), []).append(drawn)
     found: list[list[Path]] = []
     for path in paths:
         kind, stem = path.parent.name, path.stem
-        known = next((name for name in (f"{stem}_mask", stem) if (kind, name) in masks), None)
-        found.append(masks.pop((kind, known)) if known else [])
-        if not found[-1] and kind != normal:
+        name = next((name for name in (f"{stem}_mask", stem) if (kind, name) in masks), stem)
+        known = masks.pop((kind, name), [])
+        if len(known) > 1:
+            raise DataError(
+                f"{known[1][0]}: is a second mask of {path}, beside {known[0][0]}; keep one, or put both into a "
+                f"folder {truth / kind / stem}"
+            )
+        found.append(known[0] if known else [])
+        if not known and kind != normal:
             raise DataError(
                 f"{path}: has no mask {truth / kind / stem}_mask.png; add it, or remove the folder {truth.name}"
             )
     for kind, stem in masks:
         image = test / kind / f"{stem.removesuffix('_mask')}.*"
         raise DataError(
-            f"{masks[kind, stem][0]}: is the mask of no image; there is no {image}. Add the image or remove the mask"
+            f"{masks[kind, stem][0][0]}: is the mask of no image; there is no {image}. Add the image or remove the mask"
         )
     return found
