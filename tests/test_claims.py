@@ -87,6 +87,10 @@ def test_what_is_said_of_the_papers_scale():
     for row in unit:
         if row["method"] == "ADGAN" and row["metric"] in MAIN:
             assert float(row["value"]) < mean(row["metric"], class_=row["class"], overrides="", **scale)
+    whole = {name: mean("pixel_auroc", class_=name, overrides="", **scale) for name in ("bottle", "pill")}
+    only = '{"augment.whole_share": 0.0}'
+    boxes = {name: mean("pixel_auroc", class_=name, overrides=only, **scale) for name in whole}
+    assert boxes["pill"] - whole["pill"] > boxes["bottle"] - whole["bottle"] > 0  # chapter 7: pills gain most
     means = scale | {"method": "attention mean"}
     for name in ("bottle", "pill"):  # ADGAN is behind the mean of its own map in every run
         keys = {(r["seed"], r["overrides"]) for r in ROWS
@@ -106,6 +110,8 @@ def test_what_is_said_of_table_5_at_full_width():
     )  # fmt: skip
     assert adgan > max(error, d1) + 0.1
     assert abs(adgan - map_mean) < 0.03  # level
+    classes = [r for r in ROWS if (r["table"], r["recipe"], r["method"]) == ("table5", "paper", "ADGAN")]
+    assert all(float(row["value"]) > 0.5 for row in classes)  # chapter 6: no class is upside down
     neighbours = {r["class"]: float(r["value"]) for r in ROWS if r["table"] == "table2" and r["recipe"] == "neighbours"}
     rows = [r for r in ROWS if r["table"] in ("table2", "table5") and r["method"].startswith("ADGAN")]
     assert all(float(row["value"]) < neighbours[row["class"]] for row in rows)  # ahead in every class
