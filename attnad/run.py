@@ -141,8 +141,8 @@ def train_run(
     """Train the detector that `config.recipe` names into a folder, or go on where it stopped, or load it if finished.
 
     Reads normal training images only; a tenth of them is held out for the threshold. Where another process trains the
-    same in that folder, waits for it and loads what it has made, or goes on where it was killed. `stage1` is the folder of a
-    finished run with the same data, seed and stage 1, whose attention network is taken over rather than trained again.
+    same in that folder, waits for it and loads what it has made, or goes on where it was killed. `stage1` is the folder
+    of a finished run with the same data, seed and stage 1, whose attention network is taken over, not trained again.
     `region` is a mask of what alone is to be judged, see `attnad.region`. With `tiles`, photographs are cut into them.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
