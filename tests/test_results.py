@@ -217,6 +217,15 @@ def test_a_name_stands_once_beside_its_lines():
     )
 
 
+def test_classes_can_be_lines():
+    header = ("method", "run", "seeds", "mean of all", "airplane", "truck")
+    table = Summary(header, (("a", "paper", "", "0.6", "-", "-"), ("a", "1", "1", "0.5", "0.4", "0.6")), ())
+    assert table.turn().header == ("class", "a, run paper", "a, run 1")
+    assert table.turn().rows == (("airplane", "-", "0.4"), ("truck", "-", "0.6"), ("mean of all", "0.6", "0.5"))
+    one = table.turn(lambda line: line["run"] == "1")
+    assert (one.header, one.rows[-1]) == (("class", "a"), ("mean of all", "0.5"))
+
+
 def test_columns_and_lines_of_a_summary_can_be_selected():
     table = Summary(
         ("method", "metric", "cat"), (("a", "x", "0.1"), ("b", "y", "0.2"), ("c", "x", "0.3")), ("A note.",)

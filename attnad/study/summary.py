@@ -65,9 +65,18 @@ class Summary:
         table = tuple((*line, *(values.get(metric, "-") for metric in metrics)) for line, values in cells.items())
         return Summary(("method", "run", "seeds", *metrics), table, self.notes)
 
+    def turn(self, where: Callable[[dict[str, str]], bool] = lambda line: True) -> Summary:
+        """Turn the lines of one metric that `where` says yes to into columns: each class, and their mean, is a line."""
+        lines = self.select(*self.header, where=where).rows
+        first = self.header.index("mean of all")
+        several = len({line[1] for line in lines}) > 1
+        heads = [f"{method}, run {run}" if several else method for method, run, *_ in lines]
+        cells = zip(self.header[first:], *(line[first:] for line in lines), strict=True)
+        return Summary(("class", *heads), tuple(sorted(cells, key=lambda line: line[0] == "mean of all")), self.notes)
+
     def _repr_html_(self) -> str:
-        def cells(tag: str, row: tuple[str, ...]) -> str:
-            return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+        def cells(tag: str, row: tuple[str, ...]) -> str:  # what is long may break, figures may not
+            return "".join(f"<{tag}{' class=words' * (len(cell) > 30)}>{escape(cell)}</{tag}>" for cell in row)
 
         body = ""
         for method, group in groupby(self.rows, key=itemgetter(0)):  # a name stands once, beside all of its lines
@@ -125,13 +134,14 @@ def _cells(values: dict[tuple[str, str], float], shown: Sequence[str], wanted: S
     """Seeds, the mean over all classes wanted, and a cell for each class that is shown, from {(class, seed): value}."""
     seeds = sorted({seed for _, seed in values}, key=int)
     counts = sorted({sum((name, seed) in values for seed in seeds) for name in {name for name, _ in values}})
-    cells = [_spread([values[name, seed] for seed in seeds if (name, seed) in values]) for name in shown]
+    cells = [spread([values[name, seed] for seed in seeds if (name, seed) in values]) for name in shown]
     full = [seed for seed in seeds if all((name, seed) in values for name in wanted)]
-    mean = _spread([statistics.fmean(values[name, seed] for name in wanted) for seed in full])
+    mean = spread([statistics.fmean(values[name, seed] for name in wanted) for seed in full])
     return [" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))), mean, *cells]
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Write the mean +- sample standard deviation of some figures, the mean alone of one, "-" of none."""
     if not values:
         return "-"
     return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

@@ -3,9 +3,10 @@
 What a widget does is in the JavaScript beside this file; Python hands over the data and can read and set its state.
 """
 
+from attnad.show.explore.best import BestDiscriminator
 from attnad.show.explore.explorer import AttentionExplorer
 from attnad.show.explore.paint import PaintDefect
 from attnad.show.explore.synthesis import Synthesis
 from attnad.show.explore.threshold import ScoreThreshold
 
-__all__ = ["AttentionExplorer", "PaintDefect", "ScoreThreshold", "Synthesis"]
+__all__ = ["AttentionExplorer", "BestDiscriminator", "PaintDefect", "ScoreThreshold", "Synthesis"]
