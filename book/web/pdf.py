@@ -18,7 +18,7 @@ from urllib.parse import urldefrag
 import yaml
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
-from pypdf.generic import ArrayObject, DictionaryObject, NameObject
+from pypdf.generic import ArrayObject, NameObject
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML, OUT = ROOT / "book/_build/html", ROOT / "book/_build/attnad.pdf"
@@ -57,7 +57,7 @@ def printed(names: list[str], address: str) -> list[tuple[str, bytes]]:
         page = browser.new_page(color_scheme="light")
         page.route(
             "**/embed-amd.js", lambda route: route.abort()
-        )  # no widgets: their pictures then stand in their places
+        )  # their pictures stand instead
         for name in names:
             page.goto(f"{address}/{name}", wait_until="load")
             page.evaluate(READY)
