@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,4 +66,4 @@ def test_pictures_load_late_and_headings_have_no_gaps(name: str):
     assert [image for image in re.findall(r"<img [^>]*>", article) if 'loading="lazy"' not in image] == []
     levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", article)]
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
