@@ -17,10 +17,11 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
 
-.PHONY: help book test chapters machines lint notebook notebooks clean
+.PHONY: help book pdf test chapters machines lint notebook notebooks clean
 
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
+	@echo "make pdf       print the built book into one file, book/_build/attnad.pdf"
 	@echo "make test      run the tests, then every chapter"
 	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
 	@echo "make machines  run the tests of training again, as on other machines: more threads, older processors"
@@ -55,6 +56,9 @@ book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
 	@$(BROWSER) || echo "There is no Chromium or Chrome here: make test will leave out the pages and widgets."
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
+
+pdf: $(STAMP)
+	$(RUN) python book/web/pdf.py
 
 test: $(STAMP) $(CACHE)/.fresh
 	$(RUN) pytest $(PARALLEL)
