@@ -16,7 +16,8 @@ class ScoreThreshold(Widget):
     """Move a threshold over the histograms of image scores; an image is flagged when its score is above it.
 
     scores: n finite numbers, higher = more anomalous.
-    groups: n names, at most five different; those called `normal` should not be flagged, all others should.
+    groups: n names, at most five different; those called `normal` should not be flagged, all others should. `normal`
+        has the first colour, the others follow in the order in which they come.
     fixed: the threshold that was set in advance, from held-out normal images; it stays marked.
 
     Raises ValueError, naming the argument, where lengths or values do not fit.
