@@ -1,4 +1,4 @@
-"""Sphinx extension for pictures: those below the screen load late, and a widget's stands in its place until it is there."""
+"""Sphinx extension for pictures: they load late, and a widget's stands in its place until the widget is there."""
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -8,7 +8,10 @@ VIEW, STILL = "application/vnd.jupyter.widget-view+json", "image/png"
 
 
 class Stills(SphinxPostTransform):
-    """Let pictures load late. Put the picture of an output that is a widget too before the widget; book.css hides it once that is shown."""
+    """Let pictures load late; put the picture of an output that is a widget too before the widget.
+
+    book.css hides it once the widget is shown.
+    """
 
     default_priority = 3  # before MyST-NB keeps one of an output's forms, the widget, and drops the others
     formats = ("html",)
