@@ -35,7 +35,8 @@ def test_every_page_is_there_in_order(book: PdfReader):
     for entry, start in zip(book.outline, starts, strict=True):
         assert entry.title
         seen = "".join(book.pages[start].extract_text().split())
-        assert "".join(entry.title.split()) in seen, f"{entry.title} does not begin on its page"
+        name = entry.title.lstrip("0123456789. ")  # a chapter's number is the site's
+        assert seen.startswith("".join(name.split())), f"{entry.title} does not begin on its page"
 
 
 def test_it_is_small_and_its_figures_are_sharp(book: PdfReader):

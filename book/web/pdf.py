@@ -23,6 +23,7 @@ from pypdf.generic import ArrayObject, NameObject
 ROOT = Path(__file__).resolve().parents[2]
 HTML, OUT = ROOT / "book/_build/html", ROOT / "book/_build/attnad.pdf"
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
+LARGE = 100_000  # bytes of a picture that is written as JPEG, lest the file grow too large to be sent
 FLAGS = ["--no-sandbox", "--disable-gpu"]
 READY = """async () => {
   document.querySelectorAll("img").forEach((image) => image.loading = "eager");
@@ -55,9 +56,7 @@ def printed(names: list[str], address: str) -> list[tuple[str, bytes]]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(color_scheme="light")
-        page.route(
-            "**/embed-amd.js", lambda route: route.abort()
-        )  # their pictures stand instead
+        page.route("**/embed-amd.js", lambda route: route.abort())  # their pictures stand instead
         for name in names:
             page.goto(f"{address}/{name}", wait_until="load")
             page.evaluate(READY)
@@ -76,6 +75,9 @@ def bind(names: list[str], parts: list[tuple[str, bytes]], address: str) -> PdfW
         first[f"{address}/{name}"] = len(writer.pages)
         writer.append(PdfReader(io.BytesIO(content)), outline_item=title, import_outline=False)
     for page in writer.pages:
+        for picture in page.images:
+            if len(picture.data) > LARGE:
+                picture.replace(picture.image.convert("RGB"), quality=85)
         for link in (reference.get_object() for reference in page.get("/Annots", [])):
             target = urldefrag(link.get("/A", {}).get("/URI", ""))[0]
             if target.startswith(address):
