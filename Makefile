@@ -11,13 +11,17 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 # Whether there is a browser for the tests of pages and widgets.
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || command -v chrome >/dev/null
 
+# Tests of one file, and cells of one chapter, stay in one process.
+PARALLEL := -n auto --maxprocesses 4 --dist loadscope
+
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
 
-.PHONY: help book test chapters machines lint notebook notebooks clean
+.PHONY: help book pdf test chapters machines lint notebook notebooks clean
 
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
+	@echo "make pdf       print the built book into one file, book/_build/attnad.pdf"
 	@echo "make test      run the tests, then every chapter"
 	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
 	@echo "make machines  run the tests of training again, as on other machines: more threads, older processors"
@@ -45,19 +49,25 @@ book/_build/web/.fresh: $(STAMP) $(wildcard book/web/*)
 	$(RUN) python book/web/collect.py
 	@touch $@
 
+# The chapters are run first, as many at once as there are cores: Jupyter Book runs them one after the other.
 book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
+	$(RUN) jcache notebook -p $(CACHE) add notebooks/*.ipynb
+	$(RUN) jcache project -p $(CACHE) execute --executor local-parallel --timeout 600
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
 	@$(BROWSER) || echo "There is no Chromium or Chrome here: make test will leave out the pages and widgets."
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
 
+pdf: $(STAMP)
+	$(RUN) python book/web/pdf.py
+
 test: $(STAMP) $(CACHE)/.fresh
-	$(RUN) pytest
+	$(RUN) pytest $(PARALLEL)
 	@$(MAKE) --no-print-directory chapters
 	@$(BROWSER) || echo "Not tested: the pages and widgets, for want of a browser. Install Chromium or Chrome, then make book and make test."
 	@test -e book/_build/html/index.html || echo "Not tested: the built pages. Run make book, then make test again."
 
 chapters: $(STAMP) $(CACHE)/.fresh
-	$(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
+	$(RUN) pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
 
 # More threads than cores, then the instructions that most laptops have.
 TRAINING := tests/test_steps.py tests/test_train.py tests/test_run.py tests/test_cli.py tests/test_ray.py

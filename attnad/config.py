@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, is_dataclass
 from operator import attrgetter
 from types import UnionType
@@ -177,9 +177,12 @@ def recipe(name: str, data: str) -> RunConfig:
     raise ValueError(f"there is no recipe {name!r}; use quick or paper")
 
 
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
-    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+Range = tuple[str, str, Callable[[Any], bool]]  # names of fields, what they take, whether a value is that
+SIZE: Range = ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0)
+SEED: Range = ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63)
+_RANGES: tuple[Range, ...] = (
+    SIZE,
+    SEED,
     ("augment.grids", "one or more whole numbers from 2 to 32", lambda v: v and all(2 <= g <= 32 for g in v)),
     ("augment.box_area", "two shares above 0 and up to 1, the lower first", lambda v: 0 < v[0] <= v[1] <= 1),
     ("augment.box_aspect", "1 or more", lambda v: 1 <= v < math.inf),
@@ -197,15 +200,20 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 )  # fmt: skip
 
 
-def check(config: RunConfig) -> None:
+def check_ranges(config: Any, ranges: Iterable[Range]) -> None:
     """Raise ValueError, naming the field and what it takes, where a value makes no sense.
 
     The upper ends keep a damaged or foreign config.json from asking for networks that no machine can hold.
     """
-    for names, range_, fits in _RANGES:
+    for names, takes, fits in ranges:
         for name in names.split():
             if not fits(value := attrgetter(name)(config)):
-                raise ValueError(f"{name} cannot be {value}; choose {range_}")
+                raise ValueError(f"{name} cannot be {value}; choose {takes}")
+
+
+def check(config: RunConfig) -> None:
+    """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
+    check_ranges(config, _RANGES)
     if odd := [grid for grid in config.augment.grids if config.size % grid]:
         raise ValueError(f"augment.grids: {config.size} pixels do not divide by {odd[0]}; choose another grid or size")
 

@@ -11,6 +11,7 @@ More than 300 lines: a run's life, from the claim on its folder to its evaluatio
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
 from attnad.checkpoint import load_json, save_json
@@ -139,8 +140,9 @@ def train_run(
 ) -> Run:
     """Train the detector that `config.recipe` names into a folder, or go on where it stopped, or load it if finished.
 
-    Reads normal training images only; a tenth of them is held out for the threshold. `stage1` is the folder of a
-    finished run with the same data, seed and stage 1, whose attention network is taken over rather than trained again.
+    Reads normal training images only; a tenth of them is held out for the threshold. Where another process trains the
+    same in that folder, waits for it and loads what it has made, or goes on where it was killed. `stage1` is the folder
+    of a finished run with the same data, seed and stage 1, whose attention network is taken over, not trained again.
     `region` is a mask of what alone is to be judged, see `attnad.region`. With `tiles`, photographs are cut into them.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
@@ -157,13 +159,7 @@ def train_run(
             raise SettingError("a region is of whole photographs; give --region or --tile")
     chosen = pick_device(device)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise TrainingError(
-            f"{folder} is in use by another attnad train; wait for it or choose another --out"
-        ) from error
-    with lock:
+    with _lock(config, folder):
         begun = _claim(config, folder)
         judged = claim_region(region, folder, config.size, begun=begun)
         if (folder / "run.json").exists():
@@ -217,6 +213,21 @@ def train_run(
 def _remove_states(folder: Path) -> None:
     for state in folder.glob("*.state.safetensors"):
         state.unlink()
+
+
+def _lock(config: Any, folder: Path) -> AcquireReturnProxy:
+    """Keep a folder to this process; where another trains the same in it, wait and say so, else refuse."""
+    lock = FileLock(folder / ".lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout as error:
+        path = folder / "config.json"
+        if path.exists() and differences(asdict(_load_config(path)), asdict(config)):
+            raise TrainingError(
+                f"{folder} is in use by another attnad train, with another configuration; choose another --out"
+            ) from error
+        print(f"{folder} is being trained by another process: waiting for it (Ctrl+C stops waiting)", file=sys.stderr)
+        return lock.acquire()
 
 
 def _claim(config: Any, folder: Path) -> bool:

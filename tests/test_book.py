@@ -125,6 +125,13 @@ def test_code_is_as_wide_as_the_page(path: Path):
     assert [line for text in code for line in text.splitlines() if len(line) > 80] == []
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_chapter_holds_no_role(path: Path):
+    """JupyterLab, GitHub and Colab show {cite:t} and its like as they are typed; a plain link works everywhere."""
+    text = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    assert re.findall(r"\{[\w:.-]+\}`[^`]*`", text) == []
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_chapter_has_its_parts(path: Path):
     first, *_, last = cells(path, "markdown")

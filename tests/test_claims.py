@@ -8,6 +8,8 @@ from statistics import fmean
 
 import pytest
 
+from attnad.data.cifar10 import CIFAR10_CLASSES
+from attnad.detectors.rivals import RIVALS
 from attnad.study.claims import CLAIMS, Claim, Measured, measure, verdict
 from attnad.study.results import read_results
 from attnad.study.summary import summary
@@ -73,6 +75,42 @@ def test_what_the_results_page_says_of_grass_and_gravel():
                       for m in (STRONG, APART, JOINED, NEIGHBOURS)}  # fmt: skip
             assert images[STRONG] > max(images.values()) - 0.02  # best or nearly so
             assert images[NEIGHBOURS] == min(images.values())
+
+
+def rival(recipe: str, metric: str, texture: str) -> float:
+    return mean(metric, table="rivals", recipe=recipe, class_=texture, seed="0")
+
+
+def test_what_chapter_11_says_of_the_rivals():
+    others = {"pixel_auroc": {}, "image_auroc": {}}
+    for metric, by in others.items():
+        for texture in ("brick", "grass", "gravel"):
+            by[texture] = {name: rival(name, metric, texture) for name in RIVALS}
+            assert mean(metric, table="surfaces", recipe="strong", class_=texture, size="64") >= max(
+                by[texture].values()
+            )
+    for texture, areas in others["image_auroc"].items():
+        assert max(areas, key=areas.__getitem__) == "student"
+        if texture != "brick":  # hardly better than a coin
+            assert all(areas[name] < 0.7 for name in ("ae-l2", "ae-ssim", "gamma-vae", "anogan", "ocgan", "lsa"))
+            assert areas["vevae"] < 0.6
+    pixels = others["pixel_auroc"]
+    assert sorted(pixels["brick"], key=pixels["brick"].__getitem__)[-2:] == ["superpixel", "student"]
+    assert sorted(pixels["brick"], key=pixels["brick"].__getitem__).index("vevae") < 3
+    assert all(max(pixels[name], key=pixels[name].__getitem__) == "vevae" for name in ("grass", "gravel"))
+    apart = mean("pixel_auroc", table="surfaces", method=APART, class_="brick", size="64")
+    assert apart >= pixels["brick"]["student"]  # one Gaussian a place does at least as well
+
+
+def test_what_choose_a_detector_says():
+    whole = [mean("image_auroc", table="table2", recipe="neighbours", class_=name) for name in CIFAR10_CLASSES]
+    paper = [
+        mean("image_auroc", table="table5", recipe="paper", method="ADGAN", class_=name) for name in CIFAR10_CLASSES
+    ]
+    assert fmean(whole) > fmean(paper) + 0.1  # far ahead
+    seconds = {m: fmean(float(r["seconds"]) for r in ROWS if r["table"] == "beyond" and r["method"] == m)
+               for m in (APART, STRONG)}  # fmt: skip
+    assert seconds[APART] < 15 < seconds[STRONG]
 
 
 def test_what_is_said_of_the_papers_scale():

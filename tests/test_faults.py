@@ -185,14 +185,14 @@ def test_a_folder_that_cannot_be_made(bricks, tmp_path):
 
 
 def test_data_that_vanish_while_they_are_read(bricks, tmp_path, monkeypatch):
-    folder, listed = Path(shutil.copytree(bricks, tmp_path / "bottle")), layouts.files_of
+    folder = Path(shutil.copytree(bricks, tmp_path / "bottle"))
 
-    def gone(path: Path) -> list[Path]:
-        paths = listed(path)
+    def listed_then_gone(root: Path, normal: str) -> list[Path]:
+        paths = layouts.train_paths(root, normal)
         shutil.rmtree(folder)
         return paths
 
-    monkeypatch.setattr(layouts, "files_of", gone)
+    monkeypatch.setattr("attnad.data.train_paths", listed_then_gone)
     with pytest.raises(DataError, match=r"000\.png: is no longer there; restore it and run the same command again"):
         load_train(str(folder), size=32)
     with pytest.raises(DataError, match="there is no such folder here"):

@@ -52,6 +52,10 @@ def test_page(name: str, page: Page, address: str):
     assert page.evaluate("[...document.querySelectorAll('main img')].filter(i => !i.alt).map(i => i.src)") == []
     # A wide table or a long formula scrolls in its own box; the page itself does not move sideways under a thumb.
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+    left = "e => e.getBoundingClientRect().left"
+    for formula in page.locator("div.math").all():
+        head = formula.locator("mjx-container").evaluate(left)
+        assert head >= formula.evaluate(left) - 1, "a formula that opens at its tail"
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])

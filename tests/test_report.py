@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad.show.report import Axis, card, heat_map, overlay, write_page, write_report
+from attnad.show.report import Axis, card, heat_map, heat_overlay, write_page, write_report
 
 NASTY = [
     "plain.png",
@@ -293,6 +293,6 @@ def test_overlay_shows_the_image_where_normal_and_the_map_where_anomalous():
     image = torch.randint(256, (3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
     zero, one = torch.zeros(6, 6), torch.ones(6, 6)
-    assert overlay(image, zero).tobytes() == grey.convert("RGB").tobytes()
-    assert overlay(image, one).tobytes() == heat_map(one).convert("RGB").tobytes()
-    assert overlay(image, one / 2, size=(9, 4)).size == (9, 4)
+    assert heat_overlay(image, zero).tobytes() == grey.convert("RGB").tobytes()
+    assert heat_overlay(image, one).tobytes() == heat_map(one).convert("RGB").tobytes()
+    assert heat_overlay(image, one / 2, size=(9, 4)).size == (9, 4)

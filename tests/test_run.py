@@ -412,7 +412,7 @@ def logged(folder: Path, text: str) -> Callable[[], bool]:
     return lambda: (folder / "log.csv").exists() and text in (folder / "log.csv").read_text()
 
 
-def test_a_killed_run_goes_on_bit_for_bit_and_a_second_process_is_refused(short, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(short, tmp_path):
     config = replace(short, attention=replace(short.attention, epochs=4), adgan=replace(short.adgan, epochs=4))
     folder, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     moments: list[tuple[str | None, str | None, int]] = [
@@ -432,8 +432,6 @@ def test_a_killed_run_goes_on_bit_for_bit_and_a_second_process_is_refused(short,
         try:
             if line:
                 wait_for(logged(folder, line), process)
-                with pytest.raises(TrainingError, match="is in use by another attnad train; wait for it or choose"):
-                    train(config, folder)
                 os.kill(process.pid, how)
             process.join(60)
         finally:
@@ -451,6 +449,33 @@ def test_a_killed_run_goes_on_bit_for_bit_and_a_second_process_is_refused(short,
     assert len(log) == len({tuple(row[:3]) for row in log}) == 1 + 4 * 5 + 4 * 3
     assert {p.name for p in folder.iterdir()} == {p.name for p in undisturbed.iterdir()}
     assert load_run(folder).facts["threshold"] == load_run(undisturbed).facts["threshold"]
+
+
+def test_a_second_process_waits_for_the_first_or_is_refused(short, tmp_path):
+    """The first is killed on its way, the second ends its work; a third loads what is finished."""
+    config = replace(short, adgan=replace(short.adgan, epochs=4))
+    folder, undisturbed = tmp_path / "shared", tmp_path / "undisturbed"
+    first, second, third = (
+        processes.Process(target=train_in_another_process, args=(config, folder, None)) for _ in range(3)
+    )
+    try:
+        first.start()
+        wait_for(logged(folder, "attention,1,"), first)
+        with pytest.raises(TrainingError, match="in use by another attnad train, with another configuration; choose"):
+            train(replace(config, seed=config.seed + 1), folder)
+        second.start()
+        third.start()
+        wait_for(logged(folder, "adgan,1,"), first)
+        os.kill(first.pid, signal.SIGKILL)
+        for process in (second, third):
+            process.join(60)
+            assert process.exitcode == 0
+    finally:
+        for process in (first, second, third):
+            process.kill()
+    train(config, undisturbed, save_seconds=0)
+    assert weights(folder) == weights(undisturbed)
+    assert read_log(folder) == read_log(undisturbed)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -103,6 +103,13 @@ def test_constant_scores_are_shown_too(browser, tmp_path):
         assert flagged(page) == {"good": "0 of 1", "defect": "0 of 1"}
 
 
+def test_groups_keep_their_order_and_so_their_colours():
+    """Normal images first, then the others as they come: the colours of a histogram drawn from the same lists."""
+    facts = ScoreThreshold(SCORES, ["wrong", "good", *["wrong", "also"] * 3], 0.0)._facts
+    assert facts["kinds"] == ["good", "wrong", "also"]
+    assert facts["groups"] == [1, 0, 1, 2, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("scores", "groups", "fixed", "said"),
     [

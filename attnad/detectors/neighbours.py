@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
 from attnad.checkpoint import load_tensors, save_tensors
+from attnad.config import SEED, SIZE, Range, check_ranges
 from attnad.errors import CheckpointError, WeightsError
 from attnad.models import load_lite0_weights
 from attnad.score import Scores
@@ -63,13 +64,8 @@ def neighbours_recipe(name: str, data: str) -> NeighboursConfig:
 
 def check_neighbours(config: NeighboursConfig) -> None:
     """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
-    for name, value, range_, fits in (
-        ("size", config.size, "a multiple of 32 up to 1024", 32 <= config.size <= 1024 and config.size % 32 == 0),
-        ("seed", config.seed, "a whole number from 0 to 2**63 - 1", 0 <= config.seed < 2**63),
-        ("patches", config.patches, "from 1 to ten million", 1 <= config.patches <= 10_000_000),
-    ):
-        if not fits:
-            raise ValueError(f"{name} cannot be {value}; choose {range_}")
+    patches: Range = ("patches", "from 1 to ten million", lambda v: 1 <= v <= 10_000_000)
+    check_ranges(config, (SIZE, SEED, patches))
 
 
 class FrozenFeatures(nn.Module):

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
-from attnad.config import AttentionConfig
+from attnad.config import SEED, SIZE, AttentionConfig, Range, check_ranges
 from attnad.models import build_encoder
 from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 from attnad.score import Scores
@@ -84,10 +83,10 @@ def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfi
     return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
 
 
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
-    ("least", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
-    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+_RANGES: tuple[Range, ...] = (
+    SIZE,
+    ("least", *SIZE[1:]),
+    SEED,
     ("channels", "from 1 to 1024", lambda v: 1 <= v <= 1024),
     ("shrink", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("ridge", "from 0.00001 to 1", lambda v: 1e-5 <= v <= 1),
@@ -101,9 +100,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 
 def check_strong(config: StrongConfig) -> None:
     """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
-    for name, range_, fits in _RANGES:
-        if not fits(value := attrgetter(name)(config)):
-            raise ValueError(f"{name} cannot be {value}; choose {range_}")
+    check_ranges(config, _RANGES)
 
 
 class Levels(nn.Module):

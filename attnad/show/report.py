@@ -52,7 +52,7 @@ def _resized(anomaly_map: Tensor, size: tuple[int, int] | None) -> Image.Image:
     return values.resize(size, Image.Resampling.BILINEAR) if size else values
 
 
-def overlay(image: Tensor, anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+def heat_overlay(image: Tensor, anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
     """Lay an anomaly map [s, s] in [0, 1] over its uint8 image [3, s, s]; size is (width, height) in pixels.
 
     Returns an RGB image: the photograph in grey, so that all colour is the map's, and the map as opaque as it is high.
@@ -171,7 +171,7 @@ def card(
         path=_text(path),
         name=_text(Path(*path.parts[-2:])),
         image=_uri(_photograph(image, size), "JPEG"),
-        overlay=_uri(overlay(image, anomaly_map, size), "JPEG"),
+        overlay=_uri(heat_overlay(image, anomaly_map, size), "JPEG"),
         size=f'width="{width}" height="{height}"',
         score=f"{score:.4g}",
         distance=f"{score - axis.threshold:+.3g} from the threshold",
@@ -222,7 +222,7 @@ def write_page(
         x0=f"{x0:.2f}%",
         anchor="start" if x0 < 50 else "end",
         ticks="".join(ticks),
-        legend=_uri(overlay(grey, ramp), "PNG"),
+        legend=_uri(heat_overlay(grey, ramp), "PNG"),
         cards="".join(cards),
     )
     write_atomically(out / "report.html", page)

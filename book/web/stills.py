@@ -1,4 +1,4 @@
-"""Sphinx extension: a widget's picture stands in its place until it is there, and where scripts are off."""
+"""Sphinx extension for pictures: they load late, and a widget's stands in its place until the widget is there."""
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -8,12 +8,17 @@ VIEW, STILL = "application/vnd.jupyter.widget-view+json", "image/png"
 
 
 class Stills(SphinxPostTransform):
-    """Put the picture of an output that is a widget too before the widget; book.css hides it once that is shown."""
+    """Let pictures load late; put the picture of an output that is a widget too before the widget.
+
+    book.css hides it once the widget is shown.
+    """
 
     default_priority = 3  # before MyST-NB keeps one of an output's forms, the widget, and drops the others
     formats = ("html",)
 
     def run(self, **_: object) -> None:
+        for picture in self.document.findall(nodes.image):
+            picture["loading"] = "lazy"
         for bundle in self.document.findall(nodes.container):
             if bundle.get("nb_element") == "mime_bundle":
                 forms = {form["mime_type"]: form for form in bundle.children}

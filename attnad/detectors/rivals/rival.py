@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
+from attnad.config import SEED, SIZE, Range, check_ranges
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, Log, State
 from attnad.train import seeded, to_float
@@ -64,9 +64,9 @@ class RivalConfig:
         return "convolutions"
 
 
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0),
-    ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+_RANGES: tuple[Range, ...] = (
+    SIZE,
+    SEED,
     ("width", "from 2 to 128", lambda v: 2 <= v <= 128),
     ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024),
     ("epochs", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
@@ -91,7 +91,7 @@ class Rival(nn.Module):
     config: Any  # the rival's `config_type`
     reach: Tensor
     config_type: Any = RivalConfig
-    ranges: tuple[tuple[str, str, Callable[[Any], bool]], ...] = ()  # of the rival's own values
+    ranges: tuple[Range, ...] = ()  # of the rival's own values
     terms: tuple[str, ...] = ("loss",)
 
     def __init__(self, config: RivalConfig):
@@ -135,9 +135,7 @@ class Rival(nn.Module):
     @classmethod
     def check(cls, config: RivalConfig) -> None:
         """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
-        for name, range_, fits in (*_RANGES, *cls.ranges):
-            if not fits(value := getattr(config, name)):
-                raise ValueError(f"{name} cannot be {value}; choose {range_}")
+        check_ranges(config, (*_RANGES, *cls.ranges))
 
     @classmethod
     def fit(

@@ -128,7 +128,7 @@ function render({ model, el }) {
     "table",
     {},
     element("caption", { class: "unseen" }, "Precision, recall and false positives at the threshold"),
-    element("thead", {}, element("tr", {}, element("th", {}), ...["precision", "recall", "false positives"].map((t) => element("th", { scope: "col" }, t)))),
+    element("thead", {}, element("tr", {}, element("td", {}), ...["precision", "recall", "false positives"].map((t) => element("th", { scope: "col" }, t)))),
     element(
       "tbody",
       {},

@@ -283,7 +283,7 @@ function render({ model, el }) {
       complain(new Error(`${file.name} is not an image that this browser can read. Try a PNG or JPEG file.`));
     }
   };
-  const file = element("input", { type: "file", accept: "image/*", class: "unseen", tabindex: -1, onchange: () => {
+  const file = element("input", { type: "file", accept: "image/*", class: "unseen", tabindex: -1, "aria-label": "Photograph to paint on", onchange: () => {
     if (file.files[0]) own(file.files[0]);
     file.value = ""; // so that the same file can be chosen again
   } });

@@ -16,7 +16,8 @@ class ScoreThreshold(Widget):
     """Move a threshold over the histograms of image scores; an image is flagged when its score is above it.
 
     scores: n finite numbers, higher = more anomalous.
-    groups: n names, at most five different; those called `normal` should not be flagged, all others should.
+    groups: n names, at most five different; those called `normal` should not be flagged, all others should. `normal`
+        has the first colour, the others follow in the order in which they come.
     fixed: the threshold that was set in advance, from held-out normal images; it stays marked.
 
     Raises ValueError, naming the argument, where lengths or values do not fit.
@@ -35,7 +36,7 @@ class ScoreThreshold(Widget):
             raise ValueError(f"there are {len(scores)} scores and {len(groups)} groups; give one of each per image")
         if not np.isfinite([*scores, fixed]).all():
             raise ValueError("scores or fixed have NaN or an infinite value; give finite numbers")
-        kinds = [normal, *sorted(set(groups) - {normal})]
+        kinds = [normal, *(group for group in dict.fromkeys(groups) if group != normal)]  # in order of appearance
         if normal not in groups or not 2 <= len(kinds) <= 5:
             raise ValueError(f"groups are {', '.join(sorted(set(groups)))}; give {normal!r} and one to four others")
         facts = {"scores": scores, "groups": [kinds.index(group) for group in groups], "kinds": kinds, "fixed": fixed}

@@ -1,0 +1,57 @@
+"""`make pdf`: all pages in one file, in reading order, whose links between pages stay inside of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from browsing import needed
+from conftest import BROWSERS
+from pypdf import PdfReader
+
+ROOT = Path(__file__).parents[1]
+PDF = ROOT / "book/_build/attnad.pdf"
+TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+
+
+@pytest.fixture(scope="module")
+def book() -> PdfReader:
+    needed("no browser found", any(map(shutil.which, BROWSERS)))
+    needed("the book is not built", (ROOT / "book/_build/html/index.html").exists())
+    printed = subprocess.run([sys.executable, ROOT / "book/web/pdf.py"], capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    return PdfReader(PDF)
+
+
+def test_every_page_is_there_in_order(book: PdfReader):
+    starts = [book.get_destination_page_number(entry) for entry in book.outline]
+    assert len(starts) == len(PAGES)
+    assert starts == sorted(set(starts))
+    for entry, start in zip(book.outline, starts, strict=True):
+        assert entry.title
+        seen = "".join(book.pages[start].extract_text().split())
+        name = entry.title.lstrip("0123456789. ")  # a chapter's number is the site's
+        assert seen.startswith("".join(name.split())), f"{entry.title} does not begin on its page"
+
+
+def test_it_is_small_and_its_figures_are_sharp(book: PdfReader):
+    assert PDF.stat().st_size < 15e6
+    widths = [image.image.width for page in book.pages[:60] for image in page.images]
+    assert widths
+    assert max(widths) >= 900, "figures were shrunk"
+
+
+def test_links_stay_inside_or_lead_out(book: PdfReader):
+    inside, outside = 0, set()
+    for page in book.pages:
+        for link in (reference.get_object() for reference in page.get("/Annots", [])):
+            inside += "/Dest" in link
+            outside.add(str(link.get("/A", {}).get("/URI", "")))
+    assert inside > 100
+    assert not [address for address in outside if "127.0.0.1" in address], "links to the server that printed it"
+    assert any(address.startswith("https://") for address in outside)
