@@ -11,7 +11,9 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 # Whether there is a browser for the tests of pages and widgets.
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || command -v chrome >/dev/null
 
+# Tests and chapters run side by side, with one thread each: their figures then do not depend on the number of cores.
 # Tests of one file, and cells of one chapter, stay in one process.
+ALONE := OMP_NUM_THREADS=1
 PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
 # Seconds that a cell may take in make test.
@@ -52,7 +54,7 @@ book/_build/web/.fresh: $(STAMP) $(wildcard book/web/*)
 # The chapters are run first, as many at once as there are cores: Jupyter Book runs them one after the other.
 book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
 	$(RUN) jcache notebook -p $(CACHE) add notebooks/*.ipynb
-	$(RUN) jcache project -p $(CACHE) execute --executor local-parallel --timeout 600
+	$(RUN) $(ALONE) jcache project -p $(CACHE) execute --executor local-parallel --timeout 600
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
 	@$(BROWSER) || echo "There is no Chromium or Chrome here: make test will leave out the pages and widgets."
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
@@ -67,7 +69,7 @@ test: $(STAMP) $(CACHE)/.fresh
 	@test -e book/_build/html/index.html || echo "Not tested: the built pages. Run make book, then make test again."
 
 chapters: $(STAMP) $(CACHE)/.fresh
-	$(RUN) pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
+	$(RUN) $(ALONE) pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
 
 # More threads than cores, then the instructions that most laptops have.
 TRAINING := tests/test_steps.py tests/test_train.py tests/test_run.py tests/test_cli.py tests/test_ray.py
@@ -85,7 +87,7 @@ notebook: $(STAMP) $(CACHE)/.fresh
 
 # Committed executed, without progress bars; the README's picture is the tour's output of the cell "maps".
 notebooks: $(STAMP) $(CACHE)/.fresh
-	$(RUN) jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(RUN) $(ALONE) jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(RUN) python notebooks/tidy.py
 
 clean:
