@@ -87,7 +87,6 @@ def bind(names: list[str], parts: list[tuple[str, bytes]], address: str) -> PdfW
                     [writer.pages[first[target]].indirect_reference, NameObject("/Fit")]
                 )
     writer.add_metadata({"/Title": "Attention-guided anomaly detection, step by step", "/Author": "The attnad authors"})
-    writer.compress_identical_objects()
     return writer
 
 
