@@ -14,8 +14,13 @@ from pathlib import Path
 
 import anywidget
 import pytest
+import yaml
 from playwright.sync_api import Browser, Page, Route
 
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "book/_build/html"
+TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
+PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 PAGE = """<!doctype html>
 <html data-content_root="./" lang="en"><head><meta charset="utf-8"><title>A widget</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="widget.css">

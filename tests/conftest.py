@@ -27,6 +27,16 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def address():
+    """The built book, served on this machine."""
+    from browsing import HTML, needed, served
+
+    needed("the book is not built; run make book first", (HTML / "index.html").exists())
+    with served(HTML) as address:
+        yield address
+
+
 @pytest.fixture(scope="session")
 def lite0():
     """EfficientNet-Lite0 with ImageNet's weights."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faults import EDITS, WEIGHTS, generated, mutated, refused
+from faults import EDITS, generated, mutated, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from made import WEIGHTS
 
 from attnad import checkpoint
 from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors

@@ -5,7 +5,6 @@ ATTNAD_FAULTS is how many kills there are, with 25 damaged files for each: 12 un
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import re
@@ -27,7 +26,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from made import write_images
+from made import losses, weights, write_images
 from tqdm import tqdm
 
 from attnad import checkpoint, cli, commands
@@ -51,7 +50,6 @@ TINY = [
     "--size", "32", "--attention.width", "4", "--attention.latent", "4", "--attention.batch", "8", "--adgan.batch", "8",
     "--attention.epochs", "4", "--adgan.epochs", "3", "--device", "cpu",
 ]  # fmt: skip
-WEIGHTS = ("attention.safetensors", "adgan.safetensors")
 
 
 # --- commands in processes of their own, some of them disturbed ------------------------------------------------------
@@ -198,15 +196,6 @@ def study_command(folder: Path) -> list[Any]:
     values = {"seeds": 0, "size": 32, "epochs": 3, "adgan-epochs": 2, "device": "cpu"}
     values |= {"runs": folder / "runs", "results": folder / "results"}
     return ["reproduce", "textures", *(part for key, value in values.items() for part in (f"--{key}", value))]
-
-
-def weights(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in WEIGHTS]
-
-
-def losses(folder: Path) -> list[list[str]]:
-    with open(folder / "log.csv", newline="") as file:
-        return [row[:4] for row in csv.reader(file)]  # without the seconds
 
 
 def timeless(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""What the tests of several files make: images, folders of them, networks and runs with random weights, maps."""
+"""What the tests of several files make: images, folders of them, networks and runs with random weights, maps.
+
+And what they read of a run's folder.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +20,7 @@ from attnad.detectors.paper import Paper
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.run import Run
 
+WEIGHTS = ("attention.safetensors", "adgan.safetensors")
 NAMES = ["defect/scratch", "good", "<img src=x onerror=alert(1)>", "other/grass"]
 
 
@@ -107,3 +113,13 @@ def random_set(seed, levels):
     masks[4:] = False
     maps = rng.integers(0, levels, masks.shape) + masks * (levels // 4)
     return masks, maps.astype(np.float32)
+
+
+def weights(folder: Path) -> list[str]:
+    """What stands for a run's weights: pytest would compare megabytes for an hour before it says that they differ."""
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in WEIGHTS]
+
+
+def losses(folder: Path) -> list[list[str]]:
+    with open(folder / "log.csv", newline="") as file:
+        return [row[:4] for row in csv.reader(file)]  # without the seconds

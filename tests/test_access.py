@@ -5,30 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from browsing import needed, served
+from browsing import HTML, PAGES, ROOT
 from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[1]
-HTML = ROOT / "book/_build/html"
-TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
 SITE = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["sphinx"]["config"]["ogp_site_url"]
-PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
 # Markup of others, which no page of ours can change: the theme's logo stands outside of a landmark, and docutils writes
 # a bibliography in roles that have been given up since.
 OF_OTHERS = {"region", "aria-allowed-role", "aria-deprecated-role", "aria-required-children"}
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Serve the built book on this machine."""
-    needed("the book is not built; run make book first", (HTML / "index.html").exists())
-    with served(HTML) as address:
-        yield address
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])
@@ -49,8 +36,8 @@ def test_axe_finds_nothing(name: str, page: Page, address: str):
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.usefixtures("address")
 def test_page_can_be_found_and_shared(name: str):
-    needed("the book is not built; run make book first", (HTML / "index.html").exists())
     html = (HTML / f"{name}.html").read_text(encoding="utf-8")
     metas = dict(re.findall(r'<meta (?:property|name)="([^"]+)" content="([^"]*)"', html))
     assert len(metas["description"]) > 40
@@ -61,8 +48,8 @@ def test_page_can_be_found_and_shared(name: str):
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.usefixtures("address")
 def test_pictures_load_late_and_headings_have_no_gaps(name: str):
-    needed("the book is not built; run make book first", (HTML / "index.html").exists())
     article = re.search(r"<article.*?</article>", (HTML / f"{name}.html").read_text(encoding="utf-8"), re.DOTALL)[0]
     assert [image for image in re.findall(r"<img [^>]*>", article) if 'loading="lazy"' not in image] == []
     levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", article)]

@@ -14,7 +14,8 @@ import pytest
 import torch
 from damaged_data import archives, encoded, images, masks
 from damaged_runs import checkpoints, configs
-from faults import KILLS, ROOT, TINY, WEIGHTS, in_a_process, small_study, study_command
+from faults import KILLS, ROOT, TINY, in_a_process, small_study, study_command
+from made import WEIGHTS
 from PIL import Image
 
 from attnad.cli import main

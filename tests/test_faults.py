@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import KILLS, TINY, command, half_written, same_run, study_command, timeless, weights
+from faults import KILLS, TINY, command, half_written, same_run, study_command, timeless
+from made import weights
 from PIL import Image
 
 from attnad.checkpoint import load_json, load_tensors, save_json

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
-from browsing import needed, served, watch
+from browsing import HTML, PAGES, ROOT, TOC, watch
 from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[1]
-HTML = ROOT / "book/_build/html"
-TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"]] + [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Serve the built book on this machine."""
-    needed("the book is not built; run make book first", (HTML / "index.html").exists())
-    with served(HTML) as address:
-        yield address
 
 
 @pytest.fixture(params=["wide light", "phone dark"])

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
-from browsing import needed
-from conftest import BROWSERS
+from browsing import PAGES, ROOT
 from PIL import Image
+from playwright.sync_api import Browser
 from pypdf import PdfReader
 
-ROOT = Path(__file__).parents[1]
 PDF = ROOT / "book/_build/attnad.pdf"
-TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 
 
 @pytest.fixture(scope="module")
-def book() -> PdfReader:
-    needed("no browser found", any(map(shutil.which, BROWSERS)))
-    needed("the book is not built", (ROOT / "book/_build/html/index.html").exists())
+def book(browser: Browser, address: str) -> PdfReader:
+    """Printed anew; the fixtures say where there is no browser or no built book."""
     printed = subprocess.run([sys.executable, ROOT / "book/web/pdf.py"], capture_output=True, text=True)
     assert printed.returncode == 0, printed.stderr
     return PdfReader(PDF)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import ROOT, TINY, in_a_process, same_run, weights
+from faults import ROOT, TINY, in_a_process, same_run
+from made import weights
 
 from attnad.checkpoint import load_json, load_tensors, save_tensors
 from attnad.cli import main

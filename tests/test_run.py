@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import write_images
+from made import WEIGHTS, losses, weights, write_images
 
 from attnad import checkpoint
 from attnad.checkpoint import load_json, save_json
@@ -103,18 +103,6 @@ def test_set(data, tmp_path_factory) -> TestSet:
 
 def train(config: RunConfig, folder: Path, **more) -> Run:
     return train_run(config, folder, progress=False, **more)
-
-
-def read_log(folder: Path) -> list[list[str]]:
-    with open(folder / "log.csv", newline="") as file:
-        return [row[:4] for row in csv.reader(file)]  # without the seconds
-
-
-WEIGHTS = ("attention.safetensors", "adgan.safetensors")
-
-
-def weights(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in WEIGHTS]
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -373,7 +361,7 @@ def test_stage_1_can_be_taken_over_from_another_run(short, tmp_path):
     train(other, tmp_path / "all")
     taken = train(other, tmp_path / "taken", stage1=tmp_path / "first")
     assert weights(tmp_path / "taken") == weights(tmp_path / "all")
-    assert read_log(tmp_path / "taken") == read_log(tmp_path / "all")
+    assert losses(tmp_path / "taken") == losses(tmp_path / "all")
     assert taken.facts["seconds"].keys() == {"attention", "adgan"}
     with pytest.raises(TrainingError, match=r"has another stage 1 .*seed is 0 there, 1 here"):
         train(replace(other, seed=1), tmp_path / "no", stage1=tmp_path / "first")
@@ -444,8 +432,8 @@ def test_a_killed_run_goes_on_bit_for_bit(short, tmp_path):
     process.join(60)
     assert process.exitcode == 0
     assert weights(folder) == weights(undisturbed)
-    log = read_log(folder)
-    assert log == read_log(undisturbed)
+    log = losses(folder)
+    assert log == losses(undisturbed)
     assert len(log) == len({tuple(row[:3]) for row in log}) == 1 + 4 * 5 + 4 * 3
     assert {p.name for p in folder.iterdir()} == {p.name for p in undisturbed.iterdir()}
     assert load_run(folder).facts["threshold"] == load_run(undisturbed).facts["threshold"]
@@ -455,8 +443,9 @@ def test_a_second_process_waits_for_the_first_or_is_refused(short, tmp_path):
     """The first is killed on its way, the second ends its work; a third loads what is finished."""
     config = replace(short, adgan=replace(short.adgan, epochs=4))
     folder, undisturbed = tmp_path / "shared", tmp_path / "undisturbed"
-    first, second, third = (
-        processes.Process(target=train_in_another_process, args=(config, folder, None)) for _ in range(3)
+    first, second, third, alone = (
+        processes.Process(target=train_in_another_process, args=(config, where, None))
+        for where in (folder, folder, folder, undisturbed)
     )
     try:
         first.start()
@@ -467,15 +456,15 @@ def test_a_second_process_waits_for_the_first_or_is_refused(short, tmp_path):
         third.start()
         wait_for(logged(folder, "adgan,1,"), first)
         os.kill(first.pid, signal.SIGKILL)
-        for process in (second, third):
+        alone.start()
+        for process in (second, third, alone):
             process.join(60)
             assert process.exitcode == 0
     finally:
-        for process in (first, second, third):
+        for process in filter(lambda each: each.pid, (first, second, third, alone)):
             process.kill()
-    train(config, undisturbed, save_seconds=0)
     assert weights(folder) == weights(undisturbed)
-    assert read_log(folder) == read_log(undisturbed)
+    assert losses(folder) == losses(undisturbed)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

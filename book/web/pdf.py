@@ -27,7 +27,6 @@ LARGE = 100_000  # bytes of a picture that is written as JPEG, lest the file gro
 FLAGS = ["--no-sandbox", "--disable-gpu"]
 READY = """async () => {
   document.querySelectorAll("img").forEach((image) => image.loading = "eager");
-  document.querySelectorAll("details").forEach((folded) => folded.open = folded.matches(".hide") ? false : folded.open);
   if (window.MathJax?.startup) await MathJax.startup.promise;
   await Promise.all([...document.images].map((image) => image.decode().catch(() => {})));
 }"""
