@@ -76,7 +76,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         def cells(tag: str, row: tuple[str, ...]) -> str:  # what is long may break, figures may not
-            return "".join(f"<{tag}{' class=words' * (len(cell) > 30)}>{escape(cell)}</{tag}>" for cell in row)
+            return "".join(f"<{tag}{' class=words' * (len(cell) > 18)}>{escape(cell)}</{tag}>" for cell in row)
 
         body = ""
         for method, group in groupby(self.rows, key=itemgetter(0)):  # a name stands once, beside all of its lines
