@@ -239,7 +239,7 @@ def test_tables_without_data_are_named(tmp_path, monkeypatch):
     planned, absent = everything(tmp_path, classes=None, seeds=(0,))
     assert {job.table for job in planned} == {"textures", "surfaces", "unlabelled", "rivals"}
     first, second = absent
-    assert first.startswith("left out: table2, table5, table1: cifar10: not found")
+    assert first.startswith("left out: table2, table5, table1, rivals-cifar10: cifar10: not found")
     assert second.startswith("left out: table3, beyond, table4, defects, rivals-mvtec: ")
     assert "holds no category of MVTec AD" in second
 

@@ -272,3 +272,20 @@ def test_every_table_can_be_shown_before_anything_has_run(table, tmp_path):
         paper = {r["method"] for r in csv.DictReader(file) if f"table{r['table']}" == table}
     assert paper <= {line[0] for line in found.rows}
     assert {m for v in TABLES[table] for m in v.rows} <= {line[0] for line in found.rows}
+
+
+@pytest.mark.parametrize(
+    ("table", "classes", "method", "printed"),
+    [
+        ("rivals-mvtec", ("bottle", "pill"), "AE-SSIM", ("0.86", "0.93", "0.91")),
+        ("rivals-cifar10", ("airplane", "bird"), "LSA", ("0.641", "-", "-")),
+    ],
+)
+def test_what_the_paper_prints_of_a_rival_stands_beside_ours(table, classes, method, printed, tmp_path):
+    shutil.copy(PAPER, tmp_path)
+    metric = "pixel_auroc" if table == "rivals-mvtec" else "image_auroc"
+    rows = [row(table=table, **{"class": c}, method=method, metric=metric, value=0.5) for c in classes]
+    write_results(tmp_path / "results.csv", rows)
+    found = {line[:3]: line[4:] for line in summary(table, tmp_path).rows}
+    assert found[method, "paper", metric] == printed
+    assert found[method, "1", metric] == ("-", "0.500", "0.500")

@@ -61,6 +61,7 @@ def hashes(config: RunConfig) -> list[str]:
         ("surfaces", textures.TEXTURES, len(BEYOND)),
         ("rivals", textures.TEXTURES, len(RIVALS)),
         ("rivals-mvtec", MVTEC_CATEGORIES, len(RIVALS)),
+        ("rivals-cifar10", CIFAR10_CLASSES, len(RIVALS)),
         ("unlabelled", ("textures", *MVTEC_CATEGORIES), len(UNLABELLED)),
     ],
 )

@@ -19,7 +19,7 @@ from attnad.study.tables import CLASSES, DATA, MVTEC_CATEGORIES, Job, folder_nam
 # any second: a figure for each cell tells more than the spread of a few.
 ORDER = (
     "table2", "table5", "table3", "beyond", "table4", "table1", "textures", "surfaces", "unlabelled", "defects",
-    "rivals", "rivals-mvtec",
+    "rivals", "rivals-cifar10", "rivals-mvtec",
 )  # fmt: skip
 
 

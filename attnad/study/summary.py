@@ -98,7 +98,8 @@ def summary(table: str, results: Path = Path("book/results")) -> Summary:
     and is "-" without such a seed.
     """
     ours = [row for row in read_results(results / "results.csv") if row["table"] == table]
-    paper = [row for row in read_results(results / "paper.csv") if f"table{row['table']}" == table]
+    printed = {"rivals-cifar10": "table2", "rivals-mvtec": "table3"}.get(table, table)
+    paper = [row for row in read_results(results / "paper.csv") if f"table{row['table']}" == printed]
     run = {row["class"] for row in ours}
     shown = [name for name in CLASSES[table] if name in run or (not run and any(p["class"] == name for p in paper))]
 

@@ -184,6 +184,7 @@ TABLES: dict[str, list[Variant]] = {
     "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
     "rivals": _RIVALS,
     "rivals-mvtec": _RIVALS,
+    "rivals-cifar10": [variant._replace(rows={name: _IMAGE for name in variant.rows}) for variant in _RIVALS],
 }
 
 # The data set of each table; None where each class is a data set of its own.
@@ -191,13 +192,13 @@ DATA = {
     "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
     "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures",
     "unlabelled": None,
-    "rivals": "textures", "rivals-mvtec": None,
+    "rivals": "textures", "rivals-mvtec": None, "rivals-cifar10": "cifar10",
 }  # fmt: skip
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
     "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES, "rivals": TEXTURES, "rivals-mvtec": MVTEC_CATEGORIES,
-    "unlabelled": ("textures", *MVTEC_CATEGORIES),
+    "rivals-cifar10": CIFAR10_CLASSES, "unlabelled": ("textures", *MVTEC_CATEGORIES),
 }  # fmt: skip
 PAPER_METRICS = {
     "image AUROC": "image_auroc",
