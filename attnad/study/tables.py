@@ -184,7 +184,7 @@ TABLES: dict[str, list[Variant]] = {
     "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
     "rivals": _RIVALS,
     "rivals-mvtec": _RIVALS,
-    "rivals-cifar10": [variant._replace(rows={name: _IMAGE for name in variant.rows}) for variant in _RIVALS],
+    "rivals-cifar10": [variant._replace(rows=dict.fromkeys(variant.rows, _IMAGE)) for variant in _RIVALS],
 }
 
 # The data set of each table; None where each class is a data set of its own.
