@@ -35,7 +35,8 @@ def train_command(config_type: type) -> type:
     recipe_help += (
         "says; strong, for photographs; gaussian, strong without its training; neighbours, nearest neighbours on "
     )
-    recipe_help += f"frozen features; {', '.join(RIVALS)}, systems that the paper compares itself with."
+    recipe_help += "frozen features; adapted, the same on features that were first adapted to the normal images, for "
+    recipe_help += f"whole images; {', '.join(RIVALS)}, systems that the paper compares itself with."
     names = f"{{{','.join(RECIPES)}}}"  # `attnad.detectors.recipe` refuses others
     return make_dataclass(
         "Train",

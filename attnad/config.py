@@ -17,7 +17,7 @@ EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "ef
 RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
-RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours", *RIVALS)  # of all, see `attnad.detectors`
+RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours", "adapted", *RIVALS)  # of all, see `attnad.detectors`
 PRETRAINED = ("resnet18-imagenet", "efficientnet-lite0")  # those that start with ImageNet's weights
 
 

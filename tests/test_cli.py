@@ -115,7 +115,7 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
     assert "ATTNAD_DATA" in explained["data-root"]
     assert all(
         word in text
-        for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,neighbours,ae-l2,", "efficientnet-lite0")
+        for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,neighbours,adapted,", "efficientnet-lite0")
     )
 
 
@@ -252,7 +252,7 @@ def test_another_encoder(tiles, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--recipe quik", "there is no recipe 'quik'; use quick, paper, strong, gaussian, neighbours, .* or \\w+$"),
+        ("--recipe quik", "there is no recipe 'quik'; use quick, paper, strong, gaussian, .* or \\w+$"),
         ("textures --normal-class bricks", r"has no class 'bricks' .*; choose normal_class among brick, grass, gravel"),
         ("textrues", r"'textrues': no data set has that name, .* Did you mean 'textures'"),
         ("no/such/folder", r"'no/such/folder': no data set has that name"),

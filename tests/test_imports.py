@@ -28,7 +28,7 @@ ROWS = [
     ("data",),
     ("data.tiles",),
     ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "synthetic", "region"),
-    ("detectors.rivals.attention", "detectors.rivals.networks", "detectors.rivals.rival"),
+    ("detectors.adapted", "detectors.rivals.attention", "detectors.rivals.networks", "detectors.rivals.rival"),
     ("detectors.rivals.anogan", "detectors.rivals.autoencoder", "detectors.rivals.cavga", "detectors.rivals.gamma_vae"),
     ("detectors.rivals.lsa", "detectors.rivals.ocgan", "detectors.rivals.students", "detectors.rivals.superpixels"),
     ("detectors.rivals.ulslm", "detectors.rivals.vevae"),

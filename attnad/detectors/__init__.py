@@ -19,13 +19,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from attnad.detectors.adapted import Adapted
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
 from attnad.detectors.rivals import RIVALS
 from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
-    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "neighbours": Neighbours, **RIVALS,
+    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "neighbours": Neighbours,
+    "adapted": Adapted, **RIVALS,
 }  # fmt: skip
 
 
