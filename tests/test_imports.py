@@ -38,7 +38,7 @@ ROWS = [
     ("show.export", "show.follow", "study.bench", "study.tables"),
     ("study.results", "study.processes", "show.explore"),
     ("study.summary", "study.plan"),
-    ("study.claims", "study.engines"),
+    ("study.claims", "study.engines", "study.beside"),
     ("arguments",),
     ("commands",),
     ("cli",),
