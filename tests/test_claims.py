@@ -155,6 +155,28 @@ def test_what_is_said_of_table_5_at_full_width():
     assert all(float(row["value"]) < neighbours[row["class"]] for row in rows)  # ahead in every class
 
 
+def test_what_the_pages_say_of_anomalib():
+    with open(RESULTS / "beside.csv", newline="", encoding="utf-8") as file:
+        rows = {(r["data"], r["detector"]): r for r in csv.DictReader(file)}
+    for metric in ("image_auroc", "pixel_auroc"):
+        found = {key: float(row[metric]) for key, row in rows.items()}
+        for theirs in ("anomalib PaDiM", "anomalib PatchCore"):
+            assert found["bottle", "strong"] >= found["bottle", theirs]
+            assert found["pill", "strong"] > found["pill", theirs]
+    assert float(rows["bottle", "anomalib PatchCore"]["image_auroc"]) == float(rows["bottle", "strong"]["image_auroc"])
+    assert min(float(rows[d, "anomalib PatchCore"]["fit_seconds"]) for d in ("bottle", "pill")) > 60  # minutes
+
+
+def test_adapting_gains_on_frozen_features():
+    """Results, table 2; choose a detector."""
+    whole = [r for r in ROWS if r["table"] == "table2" and r["metric"] == "image_auroc"]
+    frozen, adapted = (
+        {r["class"]: float(r["value"]) for r in whole if r["recipe"] == name} for name in ("neighbours", "adapted")
+    )
+    assert adapted
+    assert all(value > frozen[name] + 0.01 for name, value in adapted.items())
+
+
 # What the pages say of each claim, and where. Where a verdict changes, read these again before its word here.
 VERDICTS = {
     "augmentation": "holds in shortened runs",  # results, table 1; chapter 8, end
