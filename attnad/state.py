@@ -73,7 +73,7 @@ class Log:
 
     def add(self, epoch: int, losses: Sequence[float], seconds: float) -> None:
         for term, loss in zip(self.terms, losses, strict=True):
-            self.lines.append([self.stage, str(epoch), term, f"{loss:.6f}", f"{seconds:.2f}"])
+            self.lines.append([self.stage, str(epoch), term, f"{loss:.6f}", f"{seconds:.4f}"])
         if self.path is not None:
             write_log(self.path, self.lines)
 
