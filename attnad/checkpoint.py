@@ -151,6 +151,8 @@ def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[
                     f"{path} is of another model: {name} is {tuple(value.shape)}; use the config.json that it was "
                     "trained with"
                 )
+            if key != "step":  # a fused step, on CUDA, asks for moments that lie in memory as their parameter does
+                value = torch.empty_like(parameters[index], dtype=value.dtype, device=value.device).copy_(value)
             state.setdefault(int(index), {})[key] = value
     keys = set().union(*state.values())
     for number, values in state.items():

@@ -96,12 +96,13 @@ def test_networks_come_back(tmp_path):
     assert torch.equal(networks[0][0].eval()(x).a_gen, networks[1][0].eval()(x).a_gen)
 
 
-def test_an_optimizer_takes_the_same_next_steps(tmp_path):
+@pytest.mark.parametrize("fused", [False, True])  # fused, as on CUDA, it asks for moments in its parameters' layout
+def test_an_optimizer_takes_the_same_next_steps(fused, tmp_path):
     x, path = torch.rand(8, 2, 3, 3, generator=torch.Generator().manual_seed(0)), tmp_path / "state.safetensors"
 
     def made(seed):
         module = small(seed).to(memory_format=torch.channels_last)
-        return module, torch.optim.Adam(module.parameters(), 1e-2, (0.5, 0.999))
+        return module, torch.optim.Adam(module.parameters(), 1e-2, (0.5, 0.999), fused=fused)
 
     def steps(module, optimizer):
         for _ in range(3):
