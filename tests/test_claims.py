@@ -178,14 +178,26 @@ def test_what_the_pages_say_of_anomalib():
     assert min(float(rows[d, "anomalib PatchCore"]["fit_seconds"]) for d in ("bottle", "pill")) > 60  # minutes
 
 
+def test_what_the_page_on_many_runs_says_of_a_gpu():
+    """The GPU no longer waits, and both stages are several times as fast as the usual pipeline."""
+    lines = (RESULTS / "bench-h200.txt").read_text(encoding="utf-8").splitlines()
+    last = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("attention", "adgan"))}
+    assert min(map(float, last.values())) > 4
+    assert float(next(line for line in lines if line.startswith("time outside of kernels")).split()[-2]) < 20
+
+
 def test_adapting_gains_on_frozen_features():
     """Results, table 2; choose a detector."""
     whole = [r for r in ROWS if r["table"] == "table2" and r["metric"] == "image_auroc"]
     frozen, adapted = (
         {r["class"]: float(r["value"]) for r in whole if r["recipe"] == name} for name in ("neighbours", "adapted")
     )
-    assert adapted
-    assert all(value > frozen[name] + 0.01 for name, value in adapted.items())
+    gains = {name: value - frozen[name] for name, value in adapted.items()}
+    assert len(gains) == 10
+    assert min(gains.values()) > 0
+    assert fmean(gains.values()) > 0.02
+    weak, *_, strong = zip(*[iter(sorted(frozen, key=frozen.get))] * 2, strict=True)
+    assert min(gains[name] for name in weak) > 0.03 > 0.015 > fmean(gains[name] for name in strong)
 
 
 # What the pages say of each claim, and where. Where a verdict changes, read these again before its word here.
