@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -64,6 +65,21 @@ def test_what_the_results_page_says_of_bottles_and_pills():
     assert beyond("image_auroc", APART, "pill") < beyond("image_auroc", JOINED, "pill")
     assert beyond("image_auroc", STRONG, "pill") > beyond("image_auroc", JOINED, "pill")  # the judges give back more
     assert all(beyond(metric, STRONG, "pill") > beyond(metric, APART, "pill") for metric in MAIN)
+
+
+def test_which_steps_beyond_the_paper_are_the_largest_on_pills():
+    """Results, "Beyond the paper": from the printed weights to recipe `strong`, a step a line."""
+    scale = {"table": "table3", "recipe": "paper", "class_": "pill"}
+    unit = next(r["overrides"] for r in ROWS if r["table"] == "table3" and "kl_weight" in r["overrides"])
+    lines = [("ADGAN", unit), ("ADGAN", ""), ("ADGAN", '{"augment.whole_share": 0.0}')]
+    pixels = [mean("pixel_auroc", method=m, overrides=o, **scale) for m, o in (*lines, lines[-1])]
+    lines.append(("attention mean", lines[-1][1]))
+    images = [mean("image_auroc", method=m, overrides=o, **scale) for m, o in lines]
+    for values, metric in ((pixels, "pixel_auroc"), (images, "image_auroc")):
+        values += [beyond(metric, m, "pill") for m in (NEIGHBOURS, JOINED, APART, STRONG)]
+    steps = [[after - before for before, after in pairwise(values)] for values in (pixels, images)]
+    frozen = len(lines) - 1  # the step to a frozen network's features
+    assert [each.index(max(each)) for each in steps] == [frozen, frozen - 1]
 
 
 def test_what_the_results_page_says_of_grass_and_gravel():

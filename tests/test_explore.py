@@ -155,7 +155,7 @@ def test_the_slider_leads_through_the_training(browser, tmp_path):
     write(widget, tmp_path)
     with opened(browser, tmp_path) as page:
         assert numbers(page)[0] == ["100.0 %", "50.0 %", "0.0 %"]
-        slider = page.get_by_label("Training")
+        slider = page.get_by_label("Maps of")
         slider.focus()
         page.keyboard.press("ArrowLeft")
         page.get_by_text("epoch 1", exact=True).wait_for()
@@ -169,7 +169,7 @@ def test_the_slider_leads_through_the_training(browser, tmp_path):
 
 
 def test_without_moments_no_slider_for_them(page):
-    assert page.get_by_text("Training").is_hidden()
+    assert page.get_by_text("Maps of", exact=True).is_hidden()
 
 
 def test_gallery_sorts_and_names_are_text(page):

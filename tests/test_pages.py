@@ -101,9 +101,13 @@ def test_chapters_widgets(page: Page, address: str):
     )
     shown("04_attention_network")
     before = page.locator("canvas.map").first.evaluate("c => c.toDataURL()")
-    page.get_by_label("Training").press("Home")
+    page.get_by_label("Maps of").press("Home")
     page.get_by_text("epoch 1", exact=True).wait_for()
     assert page.locator("canvas.map").first.evaluate("c => c.toDataURL()") != before
+    shown("11_rivals")
+    for key, rival in (("End", "vevae"), ("Home", "ae-l2")):
+        page.get_by_label("Maps of").press(key)
+        page.get_by_text(rival, exact=True).and_(page.locator(".attnad output")).wait_for()
     shown("05_adgan")
     page.get_by_role("slider", name="Threshold").press("End")
     page.get_by_text("Found 0.0 % of the anomalies for 0.0 % of false alarms").wait_for()

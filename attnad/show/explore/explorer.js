@@ -106,7 +106,7 @@ function render({ model, el }) {
     set("threshold", value),
   );
   threshold.classList.add("scale");
-  const [moment, showMoment] = slider("Training", 0, steps.length - 1, 1, (k) => steps[k], (k) => set("step", k));
+  const [moment, showMoment] = slider("Maps of", 0, steps.length - 1, 1, (k) => steps[k], (k) => set("step", k));
   moment.classList.add("wordy");
   moment.hidden = steps.length < 2;
   const [opacity, showOpacity] = slider("Opacity", 0, 1, 0.01, two, (value) => set("opacity", value));

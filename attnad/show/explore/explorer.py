@@ -26,10 +26,10 @@ class AttentionExplorer(Widget):
 
     images: uint8 [n, 3, h, w].
     maps: float [n, h, w] in [0, 1], higher = more anomalous, as `attnad.score.Scores.maps`. Or [k, n, h, w], maps of k
-    moments of a training; then a slider leads from the first moment to the last.
-    steps: k names of these moments, such as "epoch 3".
+    moments of a training, or of k detectors; then a slider leads from the first to the last.
+    steps: k names of these moments or detectors, such as "epoch 3".
     masks: bool [n, h, w], True = defect; or a sequence of n masks with None where none is known.
-    scores: n finite numbers, higher = more anomalous; by default the mean of each map (of the last moment).
+    scores: n finite numbers, higher = more anomalous; by default the mean of each map (of the last step).
     names: n names or kinds; by default numbers.
 
     Maps travel as bytes, so a value is off by 1/510 at most; a pixel is flagged when its byte is above 255 * threshold.
@@ -41,7 +41,7 @@ class AttentionExplorer(Widget):
     _css = style()
 
     index = traitlets.Int(0, help="which image is shown: its place in `images`").tag(sync=True)
-    step = traitlets.Int(0, help="which moment's maps are shown; at first the last").tag(sync=True)
+    step = traitlets.Int(0, help="which step's maps are shown; at first the last").tag(sync=True)
     threshold = traitlets.Float(0.5, min=0, max=1, help="pixels above it are flagged").tag(sync=True)
     opacity = traitlets.Float(0.5, min=0, max=1, help="of the map over the image").tag(sync=True)
     view = traitlets.Enum(("overlay", "side by side", "swipe"), "overlay").tag(sync=True)
