@@ -18,7 +18,10 @@ RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.dete
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
 RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours", "adapted", *RIVALS)  # of all, see `attnad.detectors`
-PRETRAINED = ("resnet18-imagenet", "efficientnet-lite0")  # those that start with ImageNet's weights
+PRETRAINED = {  # encoders that come with weights, and on what these were trained
+    "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
+    "dinov2-small": "lvd142m",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

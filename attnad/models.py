@@ -52,6 +52,7 @@ class ResNet18(nn.Module):
         self.layer4 = _layer(4 * width, 8 * width, 2)
         self.out_channels = 8 * width
         self.channels = (width, 2 * width, 4 * width, 8 * width)
+        self.strides = (2, 4, 8, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pyramid(x)[-1]
@@ -94,6 +95,7 @@ class EfficientNetLite0(nn.Module):
 
     out_channels = 112
     channels = (16, 24, 40, 112)
+    strides = (2, 4, 8, 16)
 
     def __init__(self):
         super().__init__()

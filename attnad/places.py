@@ -15,23 +15,24 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
 from attnad.checkpoint import module_tensors, optimizer_tensors
+from attnad.frozen import FrozenNetwork
 from attnad.graph import capture
 from attnad.losses import adversarial_loss
-from attnad.models import EfficientNetLite0, ResNet18
 
 
 class PlaceFeatures(nn.Module):
     """Features of a frozen encoder by level: images [n, 3, s, s] in [0, 1] to a list of [n, c, h, w].
 
-    The four levels are the encoder's strides 2, 4, 8 and 16; the first three are averaged over 3 x 3 neighbours, the
-    finest then brought to stride 4. Joined (not `apart`), strides 4, 8 and 16 become one level of stride 8.
-    Images smaller than `least` pixels are enlarged to that first, so that the coarse levels have places to tell apart.
-    Levels of more than `channels` channels keep so many, drawn by `seed` (Defard et al. do the same).
+    The four levels are the encoder's, of strides 2, 4, 8 and 16 but for DINOv2; the first three are averaged over 3 x 3
+    neighbours, the finest then brought to the second's stride. Joined (not `apart`), the last three become one level of
+    the third's stride. Images smaller than `least` pixels are enlarged to that first, so that the coarse levels have
+    places to tell apart. Levels of more than `channels` channels keep so many, drawn by `seed` (Defard et al. do the
+    same).
     """
 
     def __init__(
         self,
-        encoder: ResNet18 | EfficientNetLite0,
+        encoder: FrozenNetwork,
         *,
         least: int = 128,
         apart: bool = True,
@@ -47,7 +48,8 @@ class PlaceFeatures(nn.Module):
         for level, chosen in enumerate(kept):
             self.register_buffer(f"kept{level}", chosen, persistent=False)
         self.widths = [len(chosen) for chosen in kept]
-        self.strides = (4, 4, 8, 16) if apart else (8,)
+        _, *strides = encoder.strides
+        self.strides = (strides[0], *strides) if apart else (strides[1],)
 
     def train(self, mode: bool = True) -> PlaceFeatures:
         return super().train(False)  # frozen: its batch statistics are ImageNet's

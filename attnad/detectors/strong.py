@@ -22,8 +22,8 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
-from attnad.config import SEED, SIZE, AttentionConfig, Range, check_ranges
-from attnad.models import build_encoder
+from attnad.config import SEED, SIZE, Range, check_ranges
+from attnad.frozen import FrozenName, frozen_network
 from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, Log
@@ -48,8 +48,8 @@ class StrongConfig:
     """Seed of the split that holds out normal images, of kept channels, noise and judges."""
     image_score: Literal["top", "peak"] = "top"
     """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
-    encoder: Literal["efficientnet-lite0", "resnet18-imagenet"] = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights (D27)."""
+    encoder: FrozenName = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights; wide-resnet50-imagenet and dinov2-small fetch theirs (D27)."""
     least: int = 128
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     apart: bool = True
@@ -108,7 +108,7 @@ class Levels(nn.Module):
 
     def __init__(self, config: StrongConfig, *, pretrained: bool):
         super().__init__()
-        encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=pretrained)
+        encoder = frozen_network(config.encoder, pretrained=pretrained)
         self.features = PlaceFeatures(
             encoder, least=config.least, apart=config.apart, channels=config.channels, seed=config.seed
         )
