@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Iterator
 
@@ -43,6 +44,27 @@ def test_page(name: str, page: Page, address: str):
     for formula in page.locator("div.math").all():
         head = formula.locator("mjx-container").evaluate(left)
         assert head >= formula.evaluate(left) - 1, "a formula that opens at its tail"
+
+
+def test_first_page_is_light(page: Page, address: str):
+    """Less than 500 kB travel for it, compressed as servers of pages do; pictures further down wait."""
+    bodies = {}
+    page.on("response", lambda response: bodies.setdefault(response.url, response))
+    page.goto(f"{address}/index.html", wait_until="networkidle")
+    assert page.locator("article h1").count() == 1
+    kilobytes = {
+        url: min(len(body), len(gzip.compress(body))) / 1000
+        for url, response in bodies.items()
+        if response.status == 200
+        for body in [response.body()]
+    }
+    assert sum(kilobytes.values()) < 500, sorted(kilobytes.items(), key=lambda each: -each[1])[:8]
+    icons = page.locator("button i.fas, button i.fa-solid, button i.fab").locator("visible=true").all()
+    assert icons
+    for icon in icons:  # drawn by the font, without the script that the page leaves out
+        glyph, size = icon.evaluate("i => [getComputedStyle(i, '::before').content, i.getBoundingClientRect().width]")
+        assert glyph != "none"
+        assert size > 5
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])

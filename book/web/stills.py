@@ -1,4 +1,7 @@
-"""Sphinx extension for pictures: they load late, and a widget's stands in its place until the widget is there."""
+"""Sphinx extension for the pages: what they load and when, and links to the middle of a page."""
+
+import re
+from functools import partial
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -29,6 +32,30 @@ class Stills(SphinxPostTransform):
                         forms[VIEW].insert(0, still)
 
 
+def lighter(head: str, *, mathematical: bool) -> str:
+    """Leave scripts out of a page's head that it has no use for: half of what it would load.
+
+    The theme draws its icons by a font, and brings a script that would draw them again. Sphinx brings MathJax to the
+    first page because its chapters have formulas.
+    """
+    idle = "fontawesome" if mathematical else "fontawesome|mathjax/"
+    return re.sub(rf'<script[^>]*src="[^"]*(?:{idle})[^"]*"[^>]*></script>\n?', "", head)
+
+
+def give_lighter(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """Hand the template `lighter`, for this page."""
+    context["lighter"] = partial(lighter, mathematical='class="math' in context.get("body", ""))
+
+
+def name_spans(app: Sphinx, doctree: nodes.document) -> None:
+    """Let pages link to `[D1]{#d1}` as they do to headings, `page.md#d1`: MyST looks for headings only."""
+    names = app.env.metadata[app.env.docname].setdefault("myst_slugs", {})
+    for span in doctree.findall(nodes.inline):
+        names.update((name, (span.line or 0, name, span.astext())) for name in span["ids"])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_post_transform(Stills)
+    app.connect("doctree-read", name_spans)
+    app.connect("html-page-context", give_lighter)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
