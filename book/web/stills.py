@@ -32,19 +32,22 @@ class Stills(SphinxPostTransform):
                         forms[VIEW].insert(0, still)
 
 
-def lighter(head: str, *, mathematical: bool) -> str:
-    """Leave scripts out of a page's head that it has no use for: half of what it would load.
+def lighter(head: str, body: str) -> str:
+    """Leave scripts out of a page's head that its body has no use for: half of what it would load.
 
-    The theme draws its icons by a font, and brings a script that would draw them again. Sphinx brings MathJax to the
-    first page because its chapters have formulas.
+    The theme draws its icons by a font, and brings a script that would draw them again; beside widgets it is needed,
+    since these bring an older such font. Sphinx brings MathJax to the first page because its chapters have formulas.
     """
-    idle = "fontawesome" if mathematical else "fontawesome|mathjax/"
-    return re.sub(rf'<script[^>]*src="[^"]*(?:{idle})[^"]*"[^>]*></script>\n?', "", head)
+    needs = {"fontawesome": "widget-view+json", "mathjax/": 'class="math'}
+    for script, need in needs.items():
+        if need not in body:
+            head = re.sub(rf'<script[^>]*src="[^"]*{script}[^"]*"[^>]*></script>\n?', "", head)
+    return head
 
 
 def give_lighter(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
     """Hand the template `lighter`, for this page."""
-    context["lighter"] = partial(lighter, mathematical='class="math' in context.get("body", ""))
+    context["lighter"] = partial(lighter, body=context.get("body", ""))
 
 
 def name_spans(app: Sphinx, doctree: nodes.document) -> None:
