@@ -46,6 +46,19 @@ def test_page(name: str, page: Page, address: str):
         assert head >= formula.evaluate(left) - 1, "a formula that opens at its tail"
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_pictures_have_numbers_to_link_to(name: str):
+    """Fig. 4.1, 4.2, ... in the order of the chapter's pictures; each number leads to itself."""
+    html = (HTML / f"{name}.html").read_text(encoding="utf-8")
+    article = re.search(r"<article.*?</article>", html, re.DOTALL)[0]
+    chapter = re.search(r"<h1>(?:<span[^>]*>(\d+)\. </span>)?", article)[1]
+    shown = re.findall(r'<p class="figure-number" id="(fig-\d+)"><a[^>]* href="#(fig-\d+)">Fig\. ([\d.]+)</a>', article)
+    numbers = [f"{chapter}.{n}" if chapter else str(n) for n in range(1, len(shown) + 1)]
+    assert shown == [(f"fig-{n}", f"fig-{n}", number) for n, number in enumerate(numbers, 1)]
+    pictures = re.findall(r'<img [^>]*class="(?!still)[^"]*"|<img (?![^>]*class=)[^>]*>', article)
+    assert len(shown) == len(pictures) > 0
+
+
 def test_first_page_is_light(page: Page, address: str):
     """Less than 500 kB travel for it, compressed as servers of pages do; pictures further down wait."""
     bodies = {}

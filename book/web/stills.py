@@ -32,6 +32,33 @@ class Stills(SphinxPostTransform):
                         forms[VIEW].insert(0, still)
 
 
+class FigureNumbers(SphinxPostTransform):
+    """Number the pictures of a chapter, its outputs' and its own, "Fig. 4.2": each can be cited, and linked to."""
+
+    default_priority = 2  # before the forms of an output are chosen among
+    formats = ("html",)
+
+    def run(self, **_: object) -> None:
+        if not self.env.docname.startswith("notebooks/"):
+            return
+        chapter = self.env.toc_secnumbers.get(self.env.docname, {}).get("", ())
+        for n, holder in enumerate([*self.document.findall(self.holds_a_picture)], 1):
+            number = ".".join(map(str, (*chapter[:1], n)))
+            link = nodes.reference("", f"Fig. {number}", refuri=f"#fig-{n}", internal=True)
+            note = nodes.paragraph("", "", link, classes=["figure-number"], ids=[f"fig-{n}"])
+            holder.parent.insert(holder.parent.index(holder) + 1, note)
+
+    @staticmethod
+    def holds_a_picture(node: nodes.Node) -> bool:
+        """Whether a node is a paragraph that is a picture, or an output that is one and no widget."""
+        if isinstance(node, nodes.paragraph):
+            return len(node) == 1 and isinstance(node[0], nodes.image)
+        if isinstance(node, nodes.container) and node.get("nb_element") == "mime_bundle":
+            forms = {form["mime_type"] for form in node.children}
+            return STILL in forms and VIEW not in forms
+        return False
+
+
 def lighter(head: str, body: str) -> str:
     """Leave scripts out of a page's head that its body has no use for: half of what it would load.
 
@@ -58,6 +85,7 @@ def name_spans(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_post_transform(FigureNumbers)
     app.add_post_transform(Stills)
     app.connect("doctree-read", name_spans)
     app.connect("html-page-context", give_lighter)
