@@ -100,8 +100,9 @@ def bench(
 def table(result: dict[str, Any]) -> str:
     """What `bench` found, for a terminal."""
     lines = [
-        f"{result['device']}, {result['threads']} threads, torch {result['torch']}; {result['encoder']}, width "
-        f"{result['width']}, {result['size']} px, {result['images']} images, median of {result['epochs']} epochs",
+        f"{result['device']}, {result['threads']} threads, torch {result['torch']}",
+        f"{result['encoder']}, width {result['width']}, {result['size']} px, {result['images']} images, median of "
+        f"{result['epochs']} epochs",
         "",
         f"{'images per second':<24} {'ours':>9} {'usual':>9} {'ratio':>6}",
     ]
