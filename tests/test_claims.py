@@ -202,6 +202,22 @@ def test_what_the_page_on_many_runs_says_of_a_gpu():
     assert float(next(line for line in lines if line.startswith("time outside of kernels")).split()[-2]) < 20
 
 
+def test_what_the_results_page_says_of_table_1():
+    rows = [r for r in ROWS if r["table"] == "table1" and r["seed"] == "0"]
+    areas = {m: {r["class"]: float(r["value"]) for r in rows if r["method"] == m} for m in {r["method"] for r in rows}}
+    base = areas.pop("base")
+    assert len(base) == 10
+    assert abs(fmean(base.values()) - 0.5) < 0.03  # a coin
+    gains = {method: fmean(of[name] - base[name] for name in base) for method, of in areas.items()}
+    semi = gains.pop("semi (128 real anomalies)")
+    assert semi > max(gains.values())
+    assert min(gains.values()) > 0
+    assert all(areas["rotate+perm+jitter"][name] > base[name] for name in base)
+    assert sum(areas["jitter"][name] > base[name] for name in base) >= 8  # nearly every class
+    one = max(gains[method] for method in ("rotate", "perm", "jitter"))
+    assert gains["rotate+perm+jitter"] > gains["rotate+perm"] > one  # more kinds help more
+
+
 def test_adapting_gains_on_frozen_features():
     """Results, table 2; choose a detector."""
     whole = [r for r in ROWS if r["table"] == "table2" and r["metric"] == "image_auroc"]
