@@ -118,6 +118,21 @@ def test_what_chapter_11_says_of_the_rivals():
     assert apart >= pixels["brick"]["student"]  # one Gaussian a place does at least as well
 
 
+def test_what_chapter_11_says_of_grass_and_gravel_over_the_seeds():
+    means = {
+        (metric, texture): {n: mean(metric, table="rivals", recipe=n, class_=texture) for n in RIVALS}
+        for metric in ("pixel_auroc", "image_auroc")
+        for texture in ("grass", "gravel")
+    }
+    for texture in ("grass", "gravel"):
+        pixels, images = means["pixel_auroc", texture], means["image_auroc", texture]
+        assert pixels["vevae"] >= max(pixels.values()) - 0.005
+        assert images["vevae"] < 0.6
+        assert all(images[name] < 0.7 for name in ("ae-l2", "ae-ssim", "gamma-vae", "ocgan", "lsa"))
+    assert means["pixel_auroc", "grass"]["vevae"] > means["pixel_auroc", "grass"]["student"] + 0.02
+    assert 0.7 < means["image_auroc", "gravel"]["anogan"] < 0.8  # a little better
+
+
 @pytest.mark.parametrize("category", ["bottle", "pill"])
 def test_what_the_results_page_says_of_rivals_on_objects(category):
     rows = [r for r in ROWS if (r["table"], r["class"], r["metric"]) == ("rivals-mvtec", category, "pixel_auroc")]
