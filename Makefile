@@ -14,7 +14,7 @@ BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null
 # Tests and chapters run side by side, with one thread each: their figures then do not depend on the number of cores.
 # Tests of one file, and cells of one chapter, stay in one process.
 ALONE := OMP_NUM_THREADS=1
-PARALLEL := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600

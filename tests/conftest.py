@@ -47,24 +47,6 @@ def lite0():
     return build_encoder(AttentionConfig(encoder="efficientnet-lite0")).eval()
 
 
-# Files whose tests take long one by one. They begin first, or the last of them would run beside idle cores.
-LONG = (
-    "test_ray",
-    "test_processes",
-    "test_pdf",
-    "test_machine",
-    "test_lab",
-    "test_follow",
-    "test_beside",
-    "test_access",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))  # stable: within files, and among the others
-
-
 def pytest_collection_finish() -> None:
     """Processes are forked from a server that has imported all they need once: seconds less for each."""
     modules = [name for name in ("test_engines", "faults", "test_run") if name in sys.modules]
