@@ -94,7 +94,7 @@ def test_what_the_results_page_says_of_grass_and_gravel():
 
 
 def rival(recipe: str, metric: str, texture: str) -> float:
-    return mean(metric, table="rivals", recipe=recipe, class_=texture, seed="0")
+    return mean(metric, table="rivals", recipe=recipe, class_=texture)
 
 
 def test_what_chapter_11_says_of_the_rivals():
@@ -108,29 +108,16 @@ def test_what_chapter_11_says_of_the_rivals():
     for texture, areas in others["image_auroc"].items():
         assert max(areas, key=areas.__getitem__) == "student"
         if texture != "brick":  # hardly better than a coin
-            assert all(areas[name] < 0.7 for name in ("ae-l2", "ae-ssim", "gamma-vae", "anogan", "ocgan", "lsa"))
+            assert all(areas[name] < 0.7 for name in ("ae-l2", "ae-ssim", "gamma-vae", "ocgan", "lsa"))
             assert areas["vevae"] < 0.6
+    assert 0.7 < others["image_auroc"]["gravel"]["anogan"] < 0.8  # the search among drawings: a little better
     pixels = others["pixel_auroc"]
     assert sorted(pixels["brick"], key=pixels["brick"].__getitem__)[-2:] == ["superpixel", "student"]
     assert sorted(pixels["brick"], key=pixels["brick"].__getitem__).index("vevae") < 3
-    assert all(max(pixels[name], key=pixels[name].__getitem__) == "vevae" for name in ("grass", "gravel"))
+    assert pixels["grass"]["vevae"] > max(area for name, area in pixels["grass"].items() if name != "vevae") + 0.02
+    assert pixels["gravel"]["vevae"] == pytest.approx(max(pixels["gravel"].values()), abs=0.005)  # as the students
     apart = mean("pixel_auroc", table="surfaces", method=APART, class_="brick", size="64")
     assert apart >= pixels["brick"]["student"]  # one Gaussian a place does at least as well
-
-
-def test_what_chapter_11_says_of_grass_and_gravel_over_the_seeds():
-    means = {
-        (metric, texture): {n: mean(metric, table="rivals", recipe=n, class_=texture) for n in RIVALS}
-        for metric in ("pixel_auroc", "image_auroc")
-        for texture in ("grass", "gravel")
-    }
-    for texture in ("grass", "gravel"):
-        pixels, images = means["pixel_auroc", texture], means["image_auroc", texture]
-        assert pixels["vevae"] >= max(pixels.values()) - 0.005
-        assert images["vevae"] < 0.6
-        assert all(images[name] < 0.7 for name in ("ae-l2", "ae-ssim", "gamma-vae", "ocgan", "lsa"))
-    assert means["pixel_auroc", "grass"]["vevae"] > means["pixel_auroc", "grass"]["student"] + 0.02
-    assert 0.7 < means["image_auroc", "gravel"]["anogan"] < 0.8  # a little better
 
 
 @pytest.mark.parametrize("category", ["bottle", "pill"])
