@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 from attnad.data.cifar10 import CIFAR10_CLASSES
@@ -116,6 +117,15 @@ def test_what_chapter_11_says_of_the_rivals():
     assert sorted(pixels["brick"], key=pixels["brick"].__getitem__).index("vevae") < 3
     assert pixels["grass"]["vevae"] > max(area for name, area in pixels["grass"].items() if name != "vevae") + 0.02
     assert pixels["gravel"]["vevae"] == pytest.approx(max(pixels["gravel"].values()), abs=0.005)  # as the students
+    for name, metric, texture in (("cavga", "pixel_auroc", "grass"), ("anogan", "image_auroc", "gravel")):
+        seeds = [
+            float(r["value"])
+            for r in ROWS
+            if (r["table"], r["recipe"], r["metric"], r["class"]) == ("rivals", name, metric, texture)
+        ]
+        assert len(seeds) == 3
+        middle = np.subtract(*np.quantile(list(others[metric][texture].values()), [0.75, 0.25]))
+        assert np.std(seeds, ddof=1) > middle  # more than the middle half of the rivals lie apart
     apart = mean("pixel_auroc", table="surfaces", method=APART, class_="brick", size="64")
     assert apart >= pixels["brick"]["student"]  # one Gaussian a place does at least as well
 
