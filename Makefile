@@ -4,6 +4,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed
 CACHE := book/_build/.jupyter_cache
+PLAYGROUND := book/_build/web/explore/strong.onnx
 # Programs of .venv first, for the notebooks' shell commands too. PyTorch's threads sleep while they wait for each other:
 # spinning, its default, makes training many times slower as soon as another program wants a core.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
@@ -51,8 +52,14 @@ book/_build/web/.fresh: $(STAMP) $(wildcard book/web/*)
 	$(RUN) python book/web/collect.py
 	@touch $@
 
+# One covariance for all places keeps the playground's model small: brick is brick everywhere.
+$(PLAYGROUND): book/_build/web/.fresh attnad/places.py attnad/detectors/strong.py attnad/show/export.py
+	rm -rf book/_build/strong
+	$(RUN) attnad train textures --recipe strong --shrink 1 --out book/_build/strong
+	$(RUN) attnad export book/_build/strong $@
+
 # The chapters are run first, as many at once as there are cores: Jupyter Book runs them one after the other.
-book: $(STAMP) $(CACHE)/.fresh book/_build/web/.fresh
+book: $(STAMP) $(CACHE)/.fresh $(PLAYGROUND)
 	$(RUN) jcache notebook -p $(CACHE) add notebooks/*.ipynb
 	$(RUN) $(ALONE) jcache project -p $(CACHE) execute --executor local-parallel --timeout 600
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going

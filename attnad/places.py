@@ -92,8 +92,8 @@ class Places(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         """Whiten features [n, c, h, w]: the same shape."""
         n, c = f.shape[:2]
-        places = f.flatten(2).permute(2, 0, 1).contiguous()  # [p, n, c]; bmm is many times slower without
-        white = torch.bmm(places - self.mean, self.whitening)
+        places = f.flatten(2).permute(2, 0, 1).contiguous()  # [p, n, c]; matmul is many times slower without
+        white = torch.matmul(places - self.mean, self.whitening)
         return white.permute(1, 2, 0).reshape(n, c, self.side, self.side)
 
 

@@ -224,8 +224,18 @@ def test_an_exported_run_answers_as_the_run(run, test_set, tmp_path):
         torch.testing.assert_close(found.image[name], wanted.image[name], rtol=5e-3, atol=5e-3)
     assert (exported.facts["recipe"], exported.facts["size"]) == ("strong", SIZE)
     assert exported.facts["threshold"] == pytest.approx(run[0].facts["threshold"])
-    with pytest.raises(ValueError, match="does not reconstruct images; give a run of recipe quick or paper"):
-        PaintDefect(exported, images)
+
+
+def test_one_covariance_for_all_places_makes_a_small_file(few, test_set, tmp_path):
+    """What the book's playground shows in the reader's browser."""
+    one = train(replace(recipe("strong", "textures"), size=SIZE, shrink=1, steps=20), tmp_path / "one")
+    export_run(one, tmp_path / "one.onnx")
+    assert (tmp_path / "one.onnx").stat().st_size < 2e6
+    exported, images = load_exported(tmp_path / "one.onnx"), test_set.images[::40]
+    torch.testing.assert_close(exported.score(images).maps, one.score(images).maps, rtol=0, atol=5e-3)
+    painted = PaintDefect(exported, images)
+    assert painted._facts["labels"] == [("top", "Score")]
+    assert painted._still().shape[1] < 3 * SIZE, "image and map: it makes no reconstruction"
 
 
 def test_levels_apart_mark_defects_more_sharply_than_joined(few, test_set, tmp_path):

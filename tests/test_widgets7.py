@@ -68,7 +68,7 @@ tell(paint, "custom", content={"kind": "hello"})
 pixels = random_images(1).permute(0, 2, 3, 1).contiguous().numpy()
 tell(paint, "custom", [memoryview(pixels.tobytes())], content={"kind": "image", "id": 1})
 assert answers[0][0] == {"kind": "kernel"}
-assert answers[1][0]["adgan"] == pytest.approx(run.score(random_images(1)).image["adgan"].item(), abs=1e-5)
+assert answers[1][0]["scores"][0] == pytest.approx(run.score(random_images(1)).image["adgan"].item(), abs=1e-5)
 
 page = '<!doctype html><html><head><meta charset="utf-8"><title>{title}</title></head>'
 page += '<body><script src="require.js"></script>{snippet}</body></html>'

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from attnad.checkpoint import write_atomically
 from attnad.detectors.paper import Paper
 from attnad.detectors.strong import Strong
 from attnad.errors import CheckpointError, PackageError, SettingError
+from attnad.places import Places
 from attnad.run import Run
 from attnad.score import Scores
 from attnad.train import to_float
@@ -52,7 +54,10 @@ class _StrongGraph(nn.Module):
 
     def __init__(self, run: Run):
         super().__init__()
-        self.levels = run.detector.levels
+        self.levels = copy.deepcopy(run.detector.levels)
+        if run.config.shrink == 1:  # the same at each place, and most of the file
+            for places in cast(Iterable[Places], self.levels.places):
+                places.whitening = places.whitening[:1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         top, peak, smaller, *_ = self.levels.answer(image)

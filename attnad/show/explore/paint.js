@@ -1,4 +1,4 @@
-// PaintDefect: see paint.py. An answer is {map, reconstruction} in bytes, {adgan, attention}, the scores, and who gave it.
+// PaintDefect: see paint.py. An answer is the map in bytes, the scores in the order shown, and the reconstruction, if any.
 
 /** The kernel as what answers: images go out as messages. It counts once it has said that it is there. */
 function kernelBackend(model, onready) {
@@ -9,7 +9,7 @@ function kernelBackend(model, onready) {
     const { resolve, reject } = waiting;
     waiting = null;
     if (content.kind === "error") reject(new Error(`The kernel could not answer. ${content.text}`));
-    else resolve({ ...content, map: bytes(buffers[0]), reconstruction: bytes(buffers[1]) });
+    else resolve({ scores: content.scores, map: bytes(buffers[0]), reconstruction: buffers[1] && bytes(buffers[1]) });
   });
   const backend = {
     name: "the kernel",
@@ -23,7 +23,7 @@ function kernelBackend(model, onready) {
 }
 
 /** The model in this page as what answers: an ONNX file beside the page, in onnxruntime-web. Errors say what to do. */
-async function pageBackend({ file, sha256, size }) {
+async function pageBackend({ file, sha256, size, labels }) {
   if (!file) throw new Error("There is no kernel, and this page was saved without a model. Run the notebook to paint.");
   if (location.protocol === "file:")
     throw new Error("A page opened from a file cannot load a model. Serve its folder (python -m http.server) and open it from there.");
@@ -54,11 +54,12 @@ async function pageBackend({ file, sha256, size }) {
       const planes = new Float32Array(3 * area);
       for (let i = 0; i < area; i++) for (let c = 0; c < 3; c++) planes[c * area + i] = pixels[3 * i + c] / 255;
       const out = await session.run({ image: new ort.Tensor("float32", planes, [1, 3, size, size]) });
-      const red = out.reconstruction.data;
-      const reconstruction = new Uint8Array(3 * area);
-      for (let i = 0; i < area; i++) for (let c = 0; c < 3; c++) reconstruction[3 * i + c] = byte(red[c * area + i]);
+      const red = out.reconstruction?.data;
+      const reconstruction = red && new Uint8Array(3 * area);
+      if (red) for (let i = 0; i < area; i++) for (let c = 0; c < 3; c++) reconstruction[3 * i + c] = byte(red[c * area + i]);
       const map = Uint8Array.from(out.attention.data, (value) => byte(1 - value));
-      return { map, reconstruction, adgan: out.adgan.data[0], attention: out.attention_score.data[0] };
+      const scores = labels.map(([name]) => (out[`${name}_score`] ?? out[name]).data[0]); // "attention" alone is the map
+      return { map, reconstruction, scores };
     },
   };
 }
@@ -88,7 +89,7 @@ function meter(label, threshold) {
 
 function render({ model, el }) {
   const facts = model.get("_facts");
-  const { size, threshold, judge, scores, colormaps } = facts;
+  const { size, threshold, judge, labels, scores, colormaps } = facts;
   const area = size * size;
   const [images, maps, reconstructions, colours] = ["_images", "_maps", "_reconstructions", "_palettes"].map((name) =>
     bytes(model.get(name)),
@@ -231,8 +232,7 @@ function render({ model, el }) {
   const undo = element("button", { type: "button", onclick: () => undone() }, "Undo");
   const again = element("button", { type: "button", onclick: () => begin(original, clean) }, "Start again");
   const [colourMap, showColourMap] = picker("Colours", colormaps.map((name) => [name, name]), (value) => set("colormap", value));
-  const [adgan, showAdgan, resetAdgan] = meter("ADGAN score", judge === "adgan" ? threshold : null);
-  const [mean, showMean, resetMean] = meter("Attention score", judge === "attention" ? threshold : null);
+  const meters = labels.map(([name, label]) => meter(label, name === judge ? threshold : null));
   const under = element("p", { class: "under" });
   const scale = element("span", { class: "ramp", "aria-hidden": "true" });
   const [spoken, say] = announcer();
@@ -248,8 +248,7 @@ function render({ model, el }) {
   /** Begin with RGB bytes, and with their answer where it is known. */
   const begin = (start, answer) => {
     [original, pixels, clean, latest, past] = [start, start.slice(), answer, answer, []];
-    resetAdgan();
-    resetMean();
+    for (const [, , reset] of meters) reset();
     if (!answer) ask();
     show();
   };
@@ -257,7 +256,7 @@ function render({ model, el }) {
     const rgb = (array) => array.slice(3 * area * i, 3 * area * (i + 1));
     return [
       rgb(images),
-      { map: maps.slice(area * i, area * (i + 1)), reconstruction: rgb(reconstructions), adgan: scores[i][0], attention: scores[i][1] },
+      { map: maps.slice(area * i, area * (i + 1)), reconstruction: reconstructions.length && rgb(reconstructions), scores: scores[i] },
     ];
   };
   const thumbs = Array.from({ length: n }, (_, i) => {
@@ -374,16 +373,15 @@ function render({ model, el }) {
     under.textContent = "Nothing is painted yet.";
     if (!latest) return;
     paintMap(mapCanvas, latest.map, palette());
-    paintPixels(reconstructionCanvas, latest.reconstruction, 3);
-    showAdgan(latest.adgan, clean.adgan);
-    showMean(latest.attention, clean.attention);
+    if (latest.reconstruction) paintPixels(reconstructionCanvas, latest.reconstruction, 3);
+    meters.forEach(([, showMeter], i) => showMeter(latest.scores[i], clean.scores[i]));
     if (!changed.length) return;
     const isChanged = new Uint8Array(area);
     for (const i of changed) isChanged[i] = 1;
     edges.forEach((path) => path.setAttribute("d", outline((i) => isChanged[i], size, size)));
-    const attention = (map) => (1 - changed.reduce((sum, i) => sum + map[i], 0) / changed.length / 255).toFixed(2);
-    under.replaceChildren("Attention where you painted: ", element("strong", {}, attention(clean.map)), " before, ", element("strong", {}, attention(latest.map)), " now.");
-    say(`${under.textContent} ADGAN score ${latest.adgan.toFixed(2)}, attention score ${latest.attention.toFixed(2)}.`);
+    const mean = (map) => (changed.reduce((sum, i) => sum + map[i], 0) / changed.length / 255).toFixed(2);
+    under.replaceChildren("Map where you painted: ", element("strong", {}, mean(clean.map)), " before, ", element("strong", {}, mean(latest.map)), " now.");
+    say(`${under.textContent} ${labels.map(([, label], i) => `${label} ${latest.scores[i].toFixed(2)}`).join(", ")}.`);
   };
   const draw = once(show);
 
@@ -397,9 +395,9 @@ function render({ model, el }) {
       { class: "paint" },
       figure("paint here", board, lines(cursor, cursorLine)),
       figure(element("span", {}, "anomaly map: 0 ", scale, " 1"), mapCanvas, lines(...edges)),
-      figure("reconstruction", reconstructionCanvas),
+      ...(reconstructions.length ? [figure("reconstruction", reconstructionCanvas)] : []),
     ),
-    element("div", { class: "meters" }, adgan, mean, under),
+    element("div", { class: "meters" }, ...meters.map(([node]) => node), under),
     element("div", { class: "bar" }, element("div", { class: "thumbs", role: "group", "aria-label": "Normal images" }, ...thumbs), open, file, colourMap),
     element("p", { class: "quiet" }, "On the lines below the scores: ", element("i", { class: "clean" }), " clean image, ", element("i", { class: "now" }), " now, ", element("i", { class: "limit" }), " threshold. You can also drop an image of your own here; it goes nowhere but to the model."),
     spoken,

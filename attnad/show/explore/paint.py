@@ -1,4 +1,4 @@
-"""Paint a defect on a normal image: map, reconstruction and scores answer while the brush moves."""
+"""Paint a defect on a normal image: map, scores and any reconstruction answer while the brush moves."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from attnad.show.explore.front import (
 )
 from attnad.show.export import ExportedRun
 
+# What is shown of the paper's detector, and how it is called; of others, the score that judges an image.
+PAPER_SCORES = {"adgan": "ADGAN score", "attention": "Attention score"}
+
 
 def _pixels(images: Tensor) -> bytes:
     """Float or uint8 images [n, 3, s, s] as bytes, pixel by pixel."""
@@ -39,7 +42,8 @@ class PaintDefect(Widget):
     images: uint8 [n, 3, s, s] to paint on, s the run's size; by default six good test images of the run's data, where
     there are such those that the run passes as normal, so that what is painted makes the difference.
 
-    Raises ValueError where images do not fit, DataError where the run's data are not there.
+    Raises ValueError where images do not fit or the run's detector gives no maps, DataError where the run's data are
+    not there.
     """
 
     _esm = module("paint")
@@ -51,7 +55,7 @@ class PaintDefect(Widget):
     _facts = traitlets.Dict().tag(sync=True)
     _images = traitlets.Bytes().tag(sync=True)
     _maps = traitlets.Bytes().tag(sync=True)  # of the clean images, so that a page shows them before its model is there
-    _reconstructions = traitlets.Bytes().tag(sync=True)
+    _reconstructions = traitlets.Bytes().tag(sync=True)  # empty where the detector makes none
     _palettes = traitlets.Bytes().tag(sync=True)
 
     def __init__(self, run: Run | ExportedRun, images: Tensor | None = None, **state):
@@ -67,31 +71,35 @@ class PaintDefect(Widget):
             raise ValueError(f"images are {list(images.shape)}; this run takes {size} x {size} pixels")
         self._run = run
         scores = run.score(images)
-        if scores.x_re is None or scores.maps is None:
-            raise ValueError("this detector does not reconstruct images; give a run of recipe quick or paper")
+        if scores.maps is None:
+            raise ValueError("this detector gives no maps; give a run whose detector does")
+        judge = facts["image_score"]
+        self._shown = PAPER_SCORES if "adgan" in scores.image else {judge: "Score"}
         super().__init__(
             _facts={
                 "size": size,
                 "threshold": facts["threshold"],
-                "judge": facts["image_score"],
-                "scores": torch.stack([scores.image["adgan"], scores.image["attention"]], 1).tolist(),
+                "judge": judge,
+                "labels": list(self._shown.items()),
+                "scores": torch.stack([scores.image[name] for name in self._shown], 1).tolist(),
                 "file": run.path.name if isinstance(run, ExportedRun) else "",
                 "sha256": run.sha256 if isinstance(run, ExportedRun) else "",
                 "colormaps": list(COLORMAPS),
             },
             _images=_pixels(images), _maps=pack_unit(scores.maps, "maps").tobytes(),
-            _reconstructions=_pixels(scores.x_re), _palettes=palettes(), **state,
+            _reconstructions=b"" if scores.x_re is None else _pixels(scores.x_re), _palettes=palettes(), **state,
         )  # fmt: skip
         self.on_msg(self._answer)
 
     def _still(self) -> np.ndarray:
         size, i = self._facts["size"], min(self.index, len(self._facts["scores"]) - 1)
-        image, reconstruction = (
+        image, *reconstruction = (
             np.frombuffer(packed, np.uint8).reshape(-1, size, size, 3)[i]
             for packed in (self._images, self._reconstructions)
+            if packed
         )
         anomaly_map = np.frombuffer(self._maps, np.uint8).reshape(-1, size, size)[i]
-        return strip([image, coloured(anomaly_map, self.colormap), reconstruction], (size, size))
+        return strip([image, coloured(anomaly_map, self.colormap), *reconstruction], (size, size))
 
     def _answer(self, _: Any, content: dict, buffers: list) -> None:
         """Answer the front end: that there is a kernel, or what the run makes of an image."""
@@ -102,10 +110,10 @@ class PaintDefect(Widget):
         try:
             pixels = np.frombuffer(buffers[0], np.uint8).reshape(1, size, size, 3)
             scores = self._run.score(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous())
-            answer = {"kind": "answer", **{name: scores.image[name].item() for name in ("adgan", "attention")}}
+            answer = {"kind": "answer", "scores": [scores.image[name].item() for name in self._shown]}
             assert scores.maps is not None, "the first answer was checked for it"
-            assert scores.x_re is not None, "the first answer was checked for it"
-            parts = [pack_unit(scores.maps, "maps").tobytes(), _pixels(scores.x_re)]
+            parts = [pack_unit(scores.maps, "maps").tobytes()]
+            parts += [] if scores.x_re is None else [_pixels(scores.x_re)]
         except Exception as error:  # whatever it is, the reader should see it: a message of a kernel shows nowhere
             answer, parts = {"kind": "error", "text": f"{type(error).__name__}: {error}"}, []
         self.send({**answer, "id": content.get("id")}, parts)
