@@ -13,19 +13,20 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || command -v chrome >/dev/null
 
 # Tests and chapters run side by side, with one thread each: their figures then do not depend on the number of cores.
-# Tests of one file, and cells of one chapter, stay in one process.
+# Tests of one file, and cells of one chapter, stay in one process; the chapters, which are long, begin.
 ALONE := OMP_NUM_THREADS=1
-PARALLEL := -n auto --maxprocesses 4 --dist loadscope
+PARALLEL := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 # Seconds that a cell may take in make test.
 CELL_SECONDS ?= 600
+CHAPTERS := --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
 
 .PHONY: help book pdf test chapters machines lint notebook notebooks clean
 
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
 	@echo "make pdf       print the built book into one file, book/_build/attnad.pdf"
-	@echo "make test      run the tests, then every chapter"
+	@echo "make test      run every chapter and the tests"
 	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
 	@echo "make machines  run the tests of training again, as on other machines: more threads, older processors"
 	@echo "make lint      check the code's rules, format and types"
@@ -70,13 +71,12 @@ pdf: $(STAMP)
 	$(RUN) python book/web/pdf.py
 
 test: $(STAMP) $(CACHE)/.fresh
-	$(RUN) pytest $(PARALLEL)
-	@$(MAKE) --no-print-directory chapters
+	$(RUN) $(ALONE) pytest $(PARALLEL) $(CHAPTERS) tests
 	@$(BROWSER) || echo "Not tested: the pages and widgets, for want of a browser. Install Chromium or Chrome, then make book and make test."
 	@test -e book/_build/html/index.html || echo "Not tested: the built pages. Run make book, then make test again."
 
 chapters: $(STAMP) $(CACHE)/.fresh
-	$(RUN) $(ALONE) pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
+	$(RUN) $(ALONE) pytest $(PARALLEL) $(CHAPTERS)
 
 # More threads than cores, then the instructions that most laptops have.
 TRAINING := tests/test_steps.py tests/test_train.py tests/test_run.py tests/test_cli.py tests/test_ray.py

@@ -58,7 +58,7 @@ def test_maps_are_high_where_the_square_is_and_seeds_are_fixed(bricks, name):
     for marked, mask in zip(maps[test.labels], test.masks[test.labels].bool().reshape(12, SIZE, SIZE), strict=True):
         assert marked[mask].mean() > marked[~mask].mean()
     again = fit_theirs(name, images, torch.device("cpu"))(test.images[:3])
-    torch.testing.assert_close(again[1], maps[:3])
+    torch.testing.assert_close(again[1], judge(test.images[:3])[1])
 
 
 def test_without_anomalib_the_remedy_is_named(bricks, monkeypatch):

@@ -141,6 +141,14 @@ def test_what_the_results_page_says_of_rivals_on_objects(category):
     assert reached == ({"AE-SSIM"} if category == "bottle" else set())
 
 
+def test_what_the_results_page_says_of_rivals_on_airplanes():
+    found = {n: mean("image_auroc", table="rivals-cifar10", recipe=n, class_="airplane") for n in RIVALS}
+    order = sorted(found, key=found.__getitem__, reverse=True)
+    assert set(order[:3]) == {"cavga", "ulslm", "anogan"}
+    assert order.index("student") > len(order) / 2
+    assert found["vevae"] < 0.5 < min(area for name, area in found.items() if name != "vevae")
+
+
 def test_what_choose_a_detector_says():
     whole = [mean("image_auroc", table="table2", recipe="neighbours", class_=name) for name in CIFAR10_CLASSES]
     paper = [

@@ -173,7 +173,7 @@ def test_without_scripts_there_are_pictures(browser: Browser, address: str):
             still.scroll_into_view_if_needed()
             assert still.bounding_box()["width"] > 200
             assert still.get_attribute("alt")
-        assert page.locator(".still").count() == (2 if "playground" in name else 1)
+        assert page.locator(".still").count() == (3 if "playground" in name else 1)
     context.close()
 
 
@@ -183,8 +183,10 @@ def test_opened_from_a_file(browser: Browser, address: str):
     page.goto((HTML / "book/playground.html").as_uri())
     page.get_by_role("slider", name="Threshold").press("End")
     page.wait_for_function("document.querySelector('.explorer path.found:not(.halo)').getAttribute('d') === ''")
-    page.locator("canvas[tabindex]").click()
-    page.get_by_role("alert").get_by_text("A page opened from a file cannot load a model. Serve its folder").wait_for()
+    page.locator("canvas[tabindex]").first.click()
+    page.get_by_role("alert").first.get_by_text(
+        "A page opened from a file cannot load a model. Serve its folder"
+    ).wait_for()
     page.close()
 
 

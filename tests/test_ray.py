@@ -31,6 +31,7 @@ def cluster():
     head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # beside other tests a nice worker would wait for its turn
         patch.setenv("OMP_NUM_THREADS", "1")  # Ray's workers take the user's number before their own
         cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(num_cpus=1, num_gpus=0)

@@ -74,8 +74,9 @@ def bind(names: list[str], parts: list[tuple[str, bytes]], address: str) -> PdfW
         first[f"{address}/{name}"] = len(writer.pages)
         writer.append(PdfReader(io.BytesIO(content)), outline_item=title, import_outline=False)
     for page in writer.pages:
-        for picture in page.images:
-            if len(picture.data) > LARGE:
+        # By name: for page.images alone pypdf reads each page's whole text, where a browser puts no large ones.
+        for name, drawn in page["/Resources"].get("/XObject", {}).items():
+            if drawn["/Subtype"] == "/Image" and len((picture := page.images[name]).data) > LARGE:
                 picture.replace(picture.image.convert("RGB"), quality=85)
         for link in (reference.get_object() for reference in page.get("/Annots", [])):
             target = urldefrag(link.get("/A", {}).get("/URI", ""))[0]

@@ -386,8 +386,8 @@ function render({ model, el }) {
   const draw = once(show);
 
   const widget = root(
-    "Paint a defect",
-    element("header", { class: "bar" }, element("h3", {}, "Paint a defect"), status),
+    facts.title,
+    element("header", { class: "bar" }, element("h3", {}, facts.title), status),
     problem,
     element("div", { class: "bar tools" }, tools, dye, width, element("div", { class: "buttons" }, undo, again)),
     element(

@@ -79,6 +79,7 @@ class PaintDefect(Widget):
             _facts={
                 "size": size,
                 "threshold": facts["threshold"],
+                "title": f"Paint a defect: recipe {facts['recipe']}",
                 "judge": judge,
                 "labels": list(self._shown.items()),
                 "scores": torch.stack([scores.image[name] for name in self._shown], 1).tolist(),
