@@ -37,6 +37,13 @@ def address():
         yield address
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """Work in an empty folder, with no data sets but the embedded one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNAD_DATA", str(tmp_path / "data"))
+
+
 @pytest.fixture(scope="session")
 def lite0():
     """EfficientNet-Lite0 with ImageNet's weights."""

@@ -1,6 +1,6 @@
 """What the tests of several files make: images, folders of them, networks and runs with random weights, maps.
 
-And what they read of a run's folder.
+And what they read of a run's folder, and of a command that fails.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from attnad.cli import main
 from attnad.config import recipe
 from attnad.detectors.paper import Paper
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
@@ -123,3 +124,15 @@ def weights(folder: Path) -> list[str]:
 def losses(folder: Path) -> list[list[str]]:
     with open(folder / "log.csv", newline="") as file:
         return [row[:4] for row in csv.reader(file)]  # without the seconds
+
+
+def fails(capsys, *arguments: str | Path) -> str:
+    """Run a command that must end in a single line for the person; returns it."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 1
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert lines[-1].startswith("attnad: ")
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    return lines[-1]

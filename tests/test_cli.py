@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import write_images
+from made import fails, write_images
 from PIL import Image
 
 from attnad.arguments import parse_arguments
@@ -32,6 +32,7 @@ from attnad.detectors import DETECTORS
 from attnad.metrics import METRICS
 
 ATTNAD = Path(sys.executable).with_name("attnad")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 TINY = [
     "--recipe", "quick",
     "--size", "32", "--attention.width", "4", "--attention.latent", "4", "--attention.batch", "8", "--adgan.batch", "8",
@@ -63,25 +64,6 @@ def run(tiles, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiles"
     assert main(["train", str(tiles), *TINY, "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
-    """Work in an empty folder, with no data sets but the embedded one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ATTNAD_DATA", str(tmp_path / "data"))
-
-
-def fails(capsys, *arguments: str | Path) -> str:
-    """Run a command that must end in a single line for the person; returns it."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
-    printed = capsys.readouterr()
-    lines = printed.err.strip().splitlines()
-    assert lines[-1].startswith("attnad: ")
-    assert "Traceback" not in printed.err
-    assert printed.out == ""
-    return lines[-1]
 
 
 # --- help and defaults -----------------------------------------------------------------------------------------------

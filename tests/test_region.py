@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import fails
 from PIL import Image, ImageDraw, ImageFilter
 
 from attnad.checkpoint import load_json
@@ -18,6 +19,7 @@ from attnad.metrics import normal_threshold
 from attnad.region import FROM_MAP, read_region
 from attnad.run import load_run
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 TINY = ["--recipe", "gaussian", "--size", "64", "--least", "64", "--channels", "16"]
 LEFT, RIGHT = (4, 20, 14, 44), (50, 20, 60, 44)  # rectangles that are painted, in pixels
 
@@ -55,17 +57,6 @@ def run(photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     assert train(photos, out, "--region", photos / "mask.png") == 0
     return out
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def fails(capsys, *arguments: str | Path) -> str:
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_what_is_outside_counts_as_normal(run, photos):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import fails, write_images
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
@@ -18,13 +19,8 @@ from attnad.cli import main
 from attnad.data import load_images, textures
 from attnad.run import load_run
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:03d}.png")
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +38,6 @@ def run(photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", str(photos / "good"), *TINY, "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def fails(capsys, *arguments: str | Path) -> str:
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def score(*arguments: str | Path, out: str = "out") -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import fails
 from PIL import Image
 
 from attnad.checkpoint import load_json
@@ -17,6 +18,7 @@ from attnad.data import split_normal, textures
 from attnad.data.tiles import Tiles
 from attnad.run import load_run
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
 TILES = ["--tile", "64", "--overlap", "16"]
 
@@ -44,17 +46,6 @@ def run(photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", str(photos / "good"), *TINY, *TILES, "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def fails(capsys, *arguments: str | Path) -> str:
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 # --- cutting and joining ---------------------------------------------------------------------------------------------
