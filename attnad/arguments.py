@@ -33,7 +33,8 @@ def train_command(config_type: type) -> type:
     data += "MVTec LOCO, BTAD, VisA, good and bad, or train/<class> and test/<class>."
     recipe_help = "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it "
     recipe_help += (
-        "says; strong, for photographs; gaussian, strong without its training; neighbours, nearest neighbours on "
+        "says; strong, for photographs; gaussian, strong without its training; map, an attention map with skip "
+        "connections, alone; neighbours, nearest neighbours on "
     )
     recipe_help += "frozen features; adapted, the same on features that were first adapted to the normal images, for "
     recipe_help += f"whole images; {', '.join(RIVALS)}, systems that the paper compares itself with."

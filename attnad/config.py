@@ -17,7 +17,9 @@ EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "ef
 RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
-RECIPES = ("quick", "paper", "strong", "gaussian", "neighbours", "adapted", *RIVALS)  # of all, see `attnad.detectors`
+RECIPES = (  # of all, see `attnad.detectors`
+    "quick", "paper", "strong", "gaussian", "map", "neighbours", "adapted", *RIVALS,
+)  # fmt: skip
 PRETRAINED = {  # encoders that come with weights, and on what these were trained
     "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
     "dinov2-small": "lvd142m",

@@ -1,5 +1,7 @@
 """The paper's equations (1) to (6), one pure function each: tensors in, a scalar (or, for (6), a tensor) out.
 
+At the end two losses of recipe `map`, which stand in (4)'s place there.
+
 Two readings are fixed here and listed in the book's deviations: every squared norm and likelihood is a mean over
 batch and elements, so that a loss weight means the same at 32 and at 256 pixels (D5); the generator's side of (1) and
 (2) is the non-saturating one (D6).
@@ -101,3 +103,23 @@ def masked_features(f_img: Tensor, a_gen: Tensor) -> Tensor:
             "give a map whose sides are whole multiples of the features' sides"
         )
     return f_img * torch.nn.functional.avg_pool2d(a_gen, (map_height // height, map_width // width))
+
+
+def focal_loss(logits: Tensor, a: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """Cross entropy of a map's logits with its target, where what is known well already counts less.
+
+    Takes logits and targets in {0, 1} of one shape; returns a scalar >= 0, the mean of (1 - p)^gamma (-log p), p the
+    probability of the target. Source: Lin et al. 2017, eq. (4).
+    """
+    surprise = torch.where(a > 0.5, softplus(-logits), softplus(logits))  # -log p
+    return ((1 - torch.exp(-surprise)) ** gamma * surprise).mean()
+
+
+def dice_loss(a_gen: Tensor, a: Tensor) -> Tensor:
+    """One minus the overlap of what a map and its target call anomalous, over the whole batch: a scalar in [0, 1].
+
+    Takes maps in [0, 1], 1 = normal, generated and target, of one shape. Source: Milletari et al. 2016, section 3,
+    without its squares.
+    """
+    p, q = 1 - a_gen, 1 - a
+    return 1 - (2 * (p * q).sum() + 1) / (p.sum() + q.sum() + 1)  # one pixel more, for a batch without anomaly

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 ROWS = [
     ("errors", "config", "show.page"),
     ("checkpoint", "augmentations", "losses", "machine", "metrics", "show.plotting"),
-    ("data.folders", "data.images", "data.textures", "graph", "state", "models"),
+    ("data.folders", "data.images", "data.textures", "graph", "state", "stains", "models"),
     ("data.layouts", "frozen"),
     ("places", "train"),
     ("data.cifar10", "score"),
@@ -31,7 +31,7 @@ ROWS = [
     ("detectors.adapted", "detectors.rivals.attention", "detectors.rivals.networks", "detectors.rivals.rival"),
     ("detectors.rivals.anogan", "detectors.rivals.autoencoder", "detectors.rivals.cavga", "detectors.rivals.gamma_vae"),
     ("detectors.rivals.lsa", "detectors.rivals.ocgan", "detectors.rivals.students", "detectors.rivals.superpixels"),
-    ("detectors.rivals.ulslm", "detectors.rivals.vevae"),
+    ("detectors.rivals.ulslm", "detectors.rivals.vevae", "detectors.skips"),
     ("detectors.rivals",),
     ("detectors",),
     ("run",),

@@ -23,11 +23,12 @@ from attnad.detectors.adapted import Adapted
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
 from attnad.detectors.rivals import RIVALS
+from attnad.detectors.skips import AttentionMap
 from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
-    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "neighbours": Neighbours,
-    "adapted": Adapted, **RIVALS,
+    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
+    "neighbours": Neighbours, "adapted": Adapted, **RIVALS,
 }  # fmt: skip
 
 

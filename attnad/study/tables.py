@@ -111,8 +111,9 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
 }
 
-# From features without training to recipe `strong`, one change at a time.
+# From features without training to recipe `strong`, one change at a time; before them the stage 1 that it gave up.
 BEYOND = {
+    "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
     "nearest neighbours": Variant({}, {}, "neighbours"),
     "one Gaussian a place, levels joined (PaDiM)": Variant({"apart": False}, {}, "gaussian"),
     "one Gaussian a place, levels apart": Variant({}, {}, "gaussian"),

@@ -1,0 +1,114 @@
+"""Stage 1 with skip connections, alone: recipe `map`, what recipe `strong` was to stand on and does not (D30).
+
+The paper's decoder draws its map from one vector of an image, and has lost the detail by then. Here each level of a
+frozen network gives its part to the map, from the coarsest to the finest, as in a feature pyramid (Lin et al. 2017,
+"Feature pyramid networks for object detection"). There is no reconstruction and no game: the map alone is taught, by
+stains and scratches (`attnad.stains`), with focal and dice losses in the place of eq. (4).
+
+    A_gen = sigmoid(logit),    L = focal_weight * focal + dice_weight * dice,    m = -log A_gen
+
+RUN/map.safetensors                encoder and pyramid
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, softplus
+
+from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
+from attnad.frozen import FrozenName, frozen_network
+from attnad.losses import dice_loss, focal_loss
+from attnad.stains import StainConfig, stain
+
+
+@dataclass(frozen=True)
+class MapConfig(RivalConfig):
+    """All that decides a `map` run's scores, beside the code and the machine."""
+
+    recipe: Literal["map"] = "map"
+    """Where the other values come from."""
+    encoder: FrozenName = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights."""
+    least: int = 128
+    """Smaller images are enlarged to this side first, in pixels (D27)."""
+    width: int = 64
+    """Channels of the pyramid (D32)."""
+    focal_weight: float = 10.0
+    """Weight of the focal loss (D32)."""
+    dice_weight: float = 0.2
+    """Weight of the dice loss (D32)."""
+    stains: StainConfig = field(default_factory=StainConfig)
+
+
+class AttentionPyramid(nn.Module):
+    """Features of several levels to one map: a list of [n, c, h, w], finest first, to logits [n, 1, h, w] of A_gen."""
+
+    def __init__(self, channels: list[int], width: int):
+        super().__init__()
+        self.across = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in channels
+        )
+        self.logit = nn.Conv2d(width, 1, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        f: Tensor | None = None
+        for level, across, smooth in reversed(list(zip(levels, self.across, self.smooth, strict=True))):
+            part = across(level)
+            f = smooth(part if f is None else part + interpolate(f, size=part.shape[-2:], mode="bilinear"))
+        assert f is not None, "there are levels"
+        return self.logit(f)
+
+
+class AttentionMap(Rival):
+    """Recipe `map`."""
+
+    config_type = MapConfig
+    terms = ("L", "L_focal", "L_dice")
+    ranges = (("focal_weight dice_weight", "0 or more", lambda v: 0 <= v < float("inf")),)
+
+    def __init__(self, config: MapConfig):
+        super().__init__(config)
+        self.encoder = frozen_network(config.encoder, pretrained=False).eval().requires_grad_(False)
+        self.pyramid = AttentionPyramid(list(self.encoder.channels[1:]), config.width)  # the finest costs most
+
+    def train(self, mode: bool = True) -> AttentionMap:
+        super().train(mode)
+        self.encoder.eval()  # frozen: its batch statistics are ImageNet's
+        return self
+
+    def begin(self, images: Tensor) -> None:
+        self.encoder.load_state_dict(frozen_network(self.config.encoder).state_dict())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of A_gen [n, 1, s, s] for images [n, 3, s, s] in [0, 1]."""
+        size = x.shape[-2:]
+        if x.shape[-1] < self.config.least:
+            x = interpolate(x, size=(self.config.least, self.config.least), mode="bilinear", antialias=False)
+        with torch.no_grad():
+            levels = [level.float() for level in self.encoder.pyramid(x)[1:]]
+        return interpolate(self.pyramid(levels), size=size, mode="bilinear")
+
+    def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        x_ano, a_ano = stain(x, self.config.stains, generator)
+        logits = self.logits(torch.cat([x, x_ano]))
+        a = torch.cat([torch.ones_like(a_ano), a_ano])
+        focal, dice = focal_loss(logits, a), dice_loss(logits.sigmoid(), a)
+        return self.config.focal_weight * focal + self.config.dice_weight * dice, focal, dice
+
+    def finish(self, images: Tensor) -> None:
+        """Leave `reach` at 1, where A_gen is 1 / e: the map needs no other scale."""
+
+    def judge(self, x: Tensor) -> Judged:
+        return Judged(softplus(-self.logits(x))[:, 0])
+
+    @classmethod
+    def recipe(cls, name: str, data: str) -> MapConfig:
+        """Give the configuration for a data set: 32 pixels for cifar10, 64 for textures, 256 for others (D32)."""
+        size, epochs = {"cifar10": (32, 2), "textures": (64, 12)}.get(data, (256, 30))
+        return MapConfig(data=data, size=size, epochs=epochs)
