@@ -94,6 +94,24 @@ def test_what_the_results_page_says_of_grass_and_gravel():
             assert images[NEIGHBOURS] == min(images.values())
 
 
+def test_what_the_pages_say_of_the_attention_map_with_skips():
+    for category in ("bottle", "pill"):
+        for metric in ("image_auroc", "pixel_auroc"):
+            found = {
+                r: mean(metric, table="beyond", class_=category, recipe=r) for r in ("map", "neighbours", "strong")
+            }
+            assert found["map"] < found["neighbours"] <= found["strong"]
+        paper = {"table": "table3", "class_": category, "method": "ADGAN", "recipe": "paper"}
+        printed = mean("aupro", **paper, encoder="efficientnet-lite0", overrides="")
+        assert mean("aupro", table="beyond", class_=category, recipe="map") > printed + 0.05
+    for metric, brick, gaussian in (("image_auroc", 0.95, 0.03), ("pixel_auroc", 0.97, 0.02)):
+        at = {"table": "surfaces", "size": "64"}
+        found = mean(metric, **at, class_="brick", recipe="map")
+        assert found > brick
+        assert found > mean(metric, **at, class_="brick", method=APART) - gaussian  # nearly as well
+    assert mean("image_auroc", table="surfaces", size="64", class_="grass", recipe="map") < 0.5
+
+
 def rival(recipe: str, metric: str, texture: str) -> float:
     return mean(metric, table="rivals", recipe=recipe, class_=texture)
 

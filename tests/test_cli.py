@@ -97,7 +97,12 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
     assert "ATTNAD_DATA" in explained["data-root"]
     assert all(
         word in text
-        for word in ("textures", "cifar10", "{quick,paper,strong,gaussian,map,neighbours,adapted,", "efficientnet-lite0")
+        for word in (
+            "textures",
+            "cifar10",
+            "{quick,paper,strong,gaussian,map,neighbours,adapted,",
+            "efficientnet-lite0",
+        )
     )
 
 

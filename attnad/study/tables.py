@@ -111,13 +111,13 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
 }
 
-# From features without training to recipe `strong`, one change at a time; before them the stage 1 that it gave up.
+# From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up.
 BEYOND = {
-    "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
     "nearest neighbours": Variant({}, {}, "neighbours"),
     "one Gaussian a place, levels joined (PaDiM)": Variant({"apart": False}, {}, "gaussian"),
     "one Gaussian a place, levels apart": Variant({}, {}, "gaussian"),
     "strong: and a judge a level": Variant({}, {}, "strong"),
+    "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
 }
 
 # Does the check that needs no labelled defect go with the figures that do? Stage 1 alone, longer and longer.
