@@ -77,3 +77,8 @@ def frozen_network(name: FrozenName, *, pretrained: bool = True) -> FrozenNetwor
     if name in _TIMM:
         return TimmLevels(name, pretrained=pretrained)
     return build_encoder(AttentionConfig(encoder=cast(EncoderName, name)), pretrained=pretrained)
+
+
+def enlarged(x: Tensor, least: int) -> Tensor:
+    """Images [n, c, s, s], those smaller than `least` pixels enlarged to that between their values (D27)."""
+    return x if x.shape[-1] >= least else interpolate(x, size=(least, least), mode="bilinear", antialias=False)

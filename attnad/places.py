@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
 from attnad.checkpoint import module_tensors, optimizer_tensors
-from attnad.frozen import FrozenNetwork
+from attnad.frozen import FrozenNetwork, enlarged
 from attnad.graph import capture
 from attnad.losses import adversarial_loss
 
@@ -56,9 +56,7 @@ class PlaceFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
-        if x.shape[-1] < self.least:
-            x = interpolate(x, size=(self.least, self.least), mode="bilinear", antialias=False)
-        fine, *levels = self.encoder.pyramid(x)
+        fine, *levels = self.encoder.pyramid(enlarged(x, self.least))
         if self.apart:
             fine = adaptive_avg_pool2d(_smooth(fine), levels[0].shape[-1])
             levels = [fine, *map(_smooth, levels[:-1]), levels[-1]]

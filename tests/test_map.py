@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from attnad.metrics import auroc
 from attnad.run import load_run, train_run
 from attnad.stains import StainConfig, highest_within, soften, stain, summed_noise, unchanged
 from attnad.state import stopping
+from attnad.study.tables import override
 
 SMALL = replace(recipe("map", "textures"), size=32, least=64, width=16, epochs=4)
 
@@ -171,8 +173,20 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     assert one == other
 
 
-@pytest.mark.parametrize(("name", "value"), [("focal_weight", -1.0), ("dice_weight", float("inf")), ("width", 1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("focal_weight", -1.0), ("dice_weight", float("inf")), ("width", 1), ("least", 100),
+     ("stains.window", (0.4, 0.02)), ("stains.box", (0.0, 0.1)), ("stains.thinness", 0.5), ("stains.opacity", 1.5),
+     ("stains.changed", -0.1)],
+)  # fmt: skip
 def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
-    with pytest.raises(TrainingError, match=f"{name} cannot be {value}"):
-        train_run(replace(SMALL, **{name: value}), tmp_path / "run")
+    with pytest.raises(TrainingError, match=re.escape(f"{name} cannot be {value}; choose ")):
+        train_run(override(SMALL, {name: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("grids", (2, 3)), ("hue", 0.6), ("contrast", -0.1)])
+def test_a_filling_that_makes_no_sense_is_refused_early(name, value, tmp_path):
+    stains = replace(SMALL.stains, augment=replace(SMALL.stains.augment, **{name: value}))
+    with pytest.raises(TrainingError, match=re.escape(f"stains.augment.{name} cannot be {value}; choose ")):
+        train_run(replace(SMALL, stains=stains), tmp_path / "run")

@@ -12,6 +12,7 @@ RUN/map.safetensors                encoder and pyramid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softplus
 
+from attnad.config import SIZE
 from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
-from attnad.frozen import FrozenName, frozen_network
+from attnad.frozen import FrozenName, enlarged, frozen_network
 from attnad.losses import dice_loss, focal_loss
 from attnad.stains import StainConfig, stain
 
@@ -70,7 +72,18 @@ class AttentionMap(Rival):
 
     config_type = MapConfig
     terms = ("L", "L_focal", "L_dice")
-    ranges = (("focal_weight dice_weight", "0 or more", lambda v: 0 <= v < float("inf")),)
+    ranges = (
+        ("least", *SIZE[1:]),
+        ("focal_weight dice_weight", "0 or more", lambda v: 0 <= v < math.inf),
+        ("stains.window stains.box", "two shares above 0 and up to 1, the lower first",
+         lambda v: 0 < v[0] <= v[1] <= 1),
+        ("stains.thinness", "1 or more", lambda v: 1 <= v < math.inf),
+        ("stains.opacity stains.changed stains.augment.brightness stains.augment.contrast stains.augment.saturation",
+         "from 0 to 1", lambda v: 0 <= v <= 1),
+        ("stains.augment.hue", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
+        ("stains.augment.grids", "one or more of 2, 4, 8, 16 and 32, which divide every size",
+         lambda v: v and all(g in (2, 4, 8, 16, 32) for g in v)),
+    )  # fmt: skip
 
     def __init__(self, config: MapConfig):
         super().__init__(config)
@@ -88,10 +101,8 @@ class AttentionMap(Rival):
     def logits(self, x: Tensor) -> Tensor:
         """Logits of A_gen [n, 1, s, s] for images [n, 3, s, s] in [0, 1]."""
         size = x.shape[-2:]
-        if x.shape[-1] < self.config.least:
-            x = interpolate(x, size=(self.config.least, self.config.least), mode="bilinear", antialias=False)
         with torch.no_grad():
-            levels = [level.float() for level in self.encoder.pyramid(x)[1:]]
+            levels = [level.float() for level in self.encoder.pyramid(enlarged(x, self.config.least))[1:]]
         return interpolate(self.pyramid(levels), size=size, mode="bilinear")
 
     def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -1,5 +1,7 @@
 """What the rivals share: configuration, training loop, scores. A rival is a network, its losses and its maps.
 
+So is recipe `map` (`attnad.detectors.skips`), which is no rival, but trained alike.
+
 What holds for all of them, where the originals say otherwise or nothing:
 
 R1. Networks, images and training are small, so that a run on the embedded textures takes a minute or so on two cores.
