@@ -101,9 +101,10 @@ def test_what_the_pages_say_of_the_attention_map_with_skips():
                 r: mean(metric, table="beyond", class_=category, recipe=r) for r in ("map", "neighbours", "strong")
             }
             assert found["map"] < found["neighbours"] <= found["strong"]
-        paper = {"table": "table3", "class_": category, "method": "ADGAN", "recipe": "paper"}
-        printed = mean("aupro", **paper, encoder="efficientnet-lite0", overrides="")
-        assert mean("aupro", table="beyond", class_=category, recipe="map") > printed + 0.05
+        wanted = ("table3", category, "ADGAN", "paper", "aupro")
+        keys = ("table", "class", "method", "recipe", "metric")
+        paper = [float(r["value"]) for r in ROWS if tuple(r[k] for k in keys) == wanted]
+        assert mean("aupro", table="beyond", class_=category, recipe="map") > max(paper) + 0.02  # than its best run
     for metric, brick, gaussian in (("image_auroc", 0.95, 0.03), ("pixel_auroc", 0.97, 0.02)):
         at = {"table": "surfaces", "size": "64"}
         found = mean(metric, **at, class_="brick", recipe="map")
