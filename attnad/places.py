@@ -145,9 +145,12 @@ def train_judge(
     batch: int,
     learning_rate: float,
     generator: torch.Generator,
+    others: Tensor | None = None,
+    share: float = 0.0,
 ) -> tuple[float, float]:
     """Train a judge on whitened features of normal images [m, c], on their device, and leave it in evaluation mode.
 
+    Of the fakes, a `share` from 0 to 1 is drawn from whitened features of `others` [k, c], if there are any (D33).
     Returns the loss, minus the value of eq. (1)'s game, on one batch set aside: as the judge starts, and trained. A
     judge that has become no better there than its start is put back to it, so that training cannot make it worse.
     """
@@ -157,7 +160,11 @@ def train_judge(
 
     def real_and_fake(chosen: Tensor) -> tuple[Tensor, Tensor]:
         z = real[chosen].float()
-        return z, z + noise * torch.randn(z.shape, generator=generator, device=real.device)
+        fake = z + noise * torch.randn(z.shape, generator=generator, device=real.device)
+        if others is not None and len(others):
+            drawn = torch.randint(len(others), (round(share * batch),), generator=generator, device=real.device)
+            fake = torch.cat([others[drawn].float(), fake[len(drawn) :]])
+        return z, fake
 
     @torch.no_grad()
     def loss_aside() -> float:

@@ -32,7 +32,7 @@ ROWS = [
     ("detectors.rivals.anogan", "detectors.rivals.autoencoder", "detectors.rivals.cavga", "detectors.rivals.gamma_vae"),
     ("detectors.rivals.lsa", "detectors.rivals.ocgan", "detectors.rivals.students", "detectors.rivals.superpixels"),
     ("detectors.rivals.ulslm", "detectors.rivals.vevae", "detectors.skips"),
-    ("detectors.rivals",),
+    ("detectors.rivals", "detectors.guided"),
     ("detectors",),
     ("run",),
     ("show.export", "show.follow", "study.bench", "study.tables"),

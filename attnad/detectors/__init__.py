@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnad.detectors.adapted import Adapted
+from attnad.detectors.guided import Guided
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
 from attnad.detectors.rivals import RIVALS
@@ -27,7 +28,7 @@ from attnad.detectors.skips import AttentionMap
 from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
-    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
+    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "guided": Guided, "map": AttentionMap,
     "neighbours": Neighbours, "adapted": Adapted, **RIVALS,
 }  # fmt: skip
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
@@ -40,7 +40,7 @@ class StrongConfig:
     """Name of the data set, or path of its folder."""
     normal_class: str | None = None
     """The class that is normal, where the data set has several."""
-    recipe: Literal["strong", "gaussian"] = "strong"
+    recipe: Literal["strong", "gaussian", "guided"] = "strong"
     """Where the other values come from."""
     size: int = 256
     """Side of the square images, in pixels: a multiple of 32."""
@@ -118,8 +118,12 @@ class Levels(nn.Module):
         with seeded(config.seed):
             self.judges = nn.ModuleList(Judge(c, config.noise, config.width) for c in widths)
 
+    def seen(self, x: Tensor) -> list[Tensor]:
+        """What is judged of images [n, 3, s, s] in [0, 1], by level [n, c, h, w]: the features."""
+        return self.features(x)
+
     def white(self, x: Tensor) -> list[Tensor]:
-        return [places(f) for places, f in zip(self.places, self.features(x), strict=True)]
+        return [places(f) for places, f in zip(self.places, self.seen(x), strict=True)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distances by the Gaussians and by the judges, each the mean over the levels at the finest one's size.
@@ -155,12 +159,12 @@ class Strong:
 
     levels: Levels
 
-    config_type = StrongConfig
+    config_type: ClassVar[type] = StrongConfig
+    levels_type: ClassVar[type[Levels]] = Levels
     recipe = staticmethod(strong_recipe)
     check = staticmethod(check_strong)
 
     @classmethod
-    @torch.no_grad()
     def fit(
         cls,
         config: StrongConfig,
@@ -177,39 +181,14 @@ class Strong:
 
         It takes seconds, so what was stopped begins again.
         """
-        started = time.perf_counter()
         levels = Levels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
-        generator = torch.Generator(device).manual_seed(config.seed)
-        log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
-        # The Gaussians need all images before any can be whitened: the encoder sees them twice, and nothing is kept.
-        batches = _batches(images, device, "Gaussians" if progress else None)
-        fitted = fit_places(map(levels.features, batches), shrink=config.shrink, ridge=config.ridge)
-        for places, gaussian in zip(levels.places, fitted, strict=True):
-            places.load_state_dict(gaussian.state_dict())
-        normal = torch.cat([levels(x)[0].flatten() for x in _batches(images[:64], device)]).mean().item()
-        log.add(1, [normal], time.perf_counter() - started)
-
-        real: list[Tensor] = []
-        if config.steps:
-            real = _whitened(
-                levels, _batches(images, device, "whitening" if progress else None), len(images), generator
-            )
-        log = Log(folder / "log.csv", "judges", ("L_D before", "L_D"), 0)
-        for level, white in enumerate(tqdm(real, desc="judges", disable=not progress), 1):
-            started = time.perf_counter()
-            with torch.enable_grad():
-                losses = train_judge(
-                    cast(Judge, levels.judges[level - 1]), white, config.noise, steps=config.steps, batch=config.batch,
-                    learning_rate=config.learning_rate, generator=generator,
-                )  # fmt: skip
-            log.add(level, losses, time.perf_counter() - started)
-        save_tensors(folder / "strong.safetensors", module_tensors("levels", levels))
+        fit_levels(levels, config, images, folder, progress=progress)
         return cls(levels.eval())
 
     @classmethod
     def load(cls, config: StrongConfig, folder: Path, *, device: torch.device) -> Strong:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
-        levels, path = Levels(config, pretrained=False), folder / "strong.safetensors"
+        levels, path = cls.levels_type(config, pretrained=False), folder / "strong.safetensors"
         load_module("levels", levels, load_tensors(path), path)
         return cls(levels.to(device).to(memory_format=torch.channels_last).eval())
 
@@ -220,24 +199,78 @@ class Strong:
         What counts is the smaller of both distances: a place is normal where the Gaussians or the judges find it so.
         """
         device = next(self.levels.parameters()).device
-        columns = zip(*(self.levels.answer(x) for x in _batches(images, device)), strict=True)
+        columns = zip(*(self.levels.answer(x) for x in batches(images, device)), strict=True)
         found = {name: torch.cat(column).cpu() for name, column in zip(ANSWERS, columns, strict=True)}
         parts = {name: found[name] for name in ("gaussian", "judge")}
         return Scores({name: found[name] for name in ("top", "peak")}, found["smaller"], parts)
 
 
-def _batches(images: Tensor, device: torch.device, name: str | None = None, batch: int = 16) -> Iterator[Tensor]:
+@torch.no_grad()
+def fit_levels(
+    levels: Levels,
+    config: StrongConfig,
+    images: Tensor,
+    folder: Path,
+    *,
+    progress: bool,
+    others: Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]] | None = None,
+    share: float = 0.0,
+) -> None:
+    """Fit a model's Gaussians to normal images, uint8 [n, 3, s, s], train its judges, and save it into `folder`.
+
+    `others` draws n images with maps A_ano, whose anomalous places are a `share` of the judges' fakes (D33).
+    """
+    started, device = time.perf_counter(), next(levels.parameters()).device
+    generator = torch.Generator(device).manual_seed(config.seed)
+    log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
+    # The Gaussians need all images before any can be whitened: the encoder sees them twice, and nothing is kept.
+    seen = map(levels.seen, batches(images, device, "Gaussians" if progress else None))
+    fitted = fit_places(seen, shrink=config.shrink, ridge=config.ridge)
+    for places, gaussian in zip(levels.places, fitted, strict=True):
+        places.load_state_dict(gaussian.state_dict())
+    normal = torch.cat([levels(x)[0].flatten() for x in batches(images[:64], device)]).mean().item()
+    log.add(1, [normal], time.perf_counter() - started)
+
+    real: list[Tensor] = []
+    fake: list[Tensor] = []
+    if config.steps:
+        whole = ((x, None) for x in batches(images, device, "whitening" if progress else None))
+        real = _whitened(levels, whole, len(images), generator)
+        fake = _whitened(levels, others(generator), len(images), generator) if others else []
+    log = Log(folder / "log.csv", "judges", ("L_D before", "L_D"), 0)
+    for level, white in enumerate(tqdm(real, desc="judges", disable=not progress), 1):
+        started = time.perf_counter()
+        with torch.enable_grad():
+            losses = train_judge(
+                cast(Judge, levels.judges[level - 1]), white, config.noise, steps=config.steps, batch=config.batch,
+                learning_rate=config.learning_rate, generator=generator, others=fake[level - 1] if fake else None,
+                share=share,
+            )  # fmt: skip
+        log.add(level, losses, time.perf_counter() - started)
+    save_tensors(folder / "strong.safetensors", module_tensors("levels", levels))
+
+
+def batches(images: Tensor, device: torch.device, name: str | None = None, batch: int = 16) -> Iterator[Tensor]:
     """Float images of a device, a batch at a time, with a bar where there is a name for it."""
     return (to_float(part.to(device)) for part in tqdm(images.split(batch), desc=name, disable=name is None))
 
 
-def _whitened(levels: Levels, batches: Iterable[Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
-    """Whitened features of n images in half precision, a [m, c] for each level: all places, or as many as are kept."""
+def _whitened(
+    levels: Levels, found: Iterable[tuple[Tensor, Tensor | None]], n: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Whitened features of n images in half precision, a [m, c] for each level: all places, or as many as are kept.
+
+    Of an image with a map A_ano only those of which a quarter or more is anomalous.
+    """
     parts: list[list[Tensor]] = [[] for _ in levels.places]
-    for x in batches:
+    for x, a_ano in found:
         for part, white in zip(parts, levels.white(x), strict=True):
             c, places = white.shape[1], white[0, 0].numel()
             kept = min(places, max(1, KEPT_NUMBERS // (len(parts) * c * n)))
             chosen = torch.randperm(places, generator=generator, device=white.device)[:kept]
-            part.append(white.flatten(2)[:, :, chosen].permute(0, 2, 1).reshape(-1, c).half())
+            features = white.flatten(2)[:, :, chosen].permute(0, 2, 1).reshape(-1, c).half()
+            if a_ano is not None:
+                normal = adaptive_avg_pool2d(a_ano, white.shape[-1]).flatten(1)[:, chosen].flatten()
+                features = features[normal <= 0.75]
+            part.append(features)
     return [torch.cat(part) for part in parts]

@@ -20,6 +20,7 @@ from attnad.config import RunConfig
 from attnad.data import TestSet, load_test
 from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
+from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError
 from attnad.machine import machine_facts
@@ -50,7 +51,7 @@ def measure(
     path = folder / "metrics.json"
     if path.exists():
         return load_json(path)
-    stage1 = _same_stage1(config, runs) if isinstance(config, RunConfig) and config.attention.epochs else None
+    stage1 = _same_stage1(config, runs)
     run = train_run(config, folder, stage1=stage1, device=device, data_root=data_root, progress=progress)
     # Test images are read no earlier than the weights are final.
     test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
@@ -64,13 +65,17 @@ def measure(
     return outcome
 
 
-def _same_stage1(config: RunConfig, runs: Path) -> Path | None:
-    """A finished run with the same stage 1, as its configuration says and training will check."""
-    wanted = stage1_hash(asdict(config))
-    for path in sorted(runs.glob("*/run.json")):
-        with suppress(CheckpointError):  # a damaged run is none to take over; whoever loads it will hear so
-            if stage1_hash(load_json(path.parent / "config.json")) == wanted:
-                return path.parent
+def _same_stage1(config: Any, runs: Path) -> Path | None:
+    """A finished run with the stage 1 that this one needs, as its configuration says and training will check."""
+    if isinstance(config, GuidedConfig) and config.weigh:
+        there = runs / folder_name(attention_config(config))
+        return there if (there / "run.json").exists() else None
+    if isinstance(config, RunConfig) and config.attention.epochs:
+        wanted = stage1_hash(asdict(config))
+        for path in sorted(runs.glob("*/run.json")):
+            with suppress(CheckpointError):  # a damaged run is none to take over; whoever loads it will hear so
+                if stage1_hash(load_json(path.parent / "config.json")) == wanted:
+                    return path.parent
     return None
 
 

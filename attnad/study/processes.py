@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from attnad.config import RunConfig
+from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import Stopped, TrainingError
 from attnad.state import stopping
@@ -89,6 +90,8 @@ def _next(waiting: Sequence[Job], running: Any, last_call: float, fits: Callable
 
 def _stage1(job: Job) -> str:
     """What jobs that share a stage 1 have in common; other detectors' jobs share whole runs."""
+    if isinstance(job.config, GuidedConfig) and job.config.weigh:
+        return folder_name(attention_config(job.config))
     return stage1_hash(asdict(job.config)) if isinstance(job.config, RunConfig) else folder_name(job.config)
 
 

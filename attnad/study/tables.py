@@ -111,13 +111,17 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
 }
 
-# From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up.
+# From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up, and what
+# that could still do for it.
 BEYOND = {
     "nearest neighbours": Variant({}, {}, "neighbours"),
     "one Gaussian a place, levels joined (PaDiM)": Variant({"apart": False}, {}, "gaussian"),
     "one Gaussian a place, levels apart": Variant({}, {}, "gaussian"),
     "strong: and a judge a level": Variant({}, {}, "strong"),
     "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
+    "strong on features times that map (eq. 6)": Variant({}, {}, "guided"),
+    "strong with stains for half of the noise": Variant({"weigh": False, "stained": 0.5}, {}, "guided"),
+    "strong with stains for all of the noise": Variant({"weigh": False, "stained": 1.0}, {}, "guided"),
 }
 
 # Does the check that needs no labelled defect go with the figures that do? Stage 1 alone, longer and longer.

@@ -1,0 +1,135 @@
+"""Recipe `guided`: what stage 1 could still do for recipe `strong`, measured and not taken (D33).
+
+The paper's second stage sees features times the attention map of its first, eq. (6). Here both stages are strong ones:
+the map is recipe `map`'s, and the features and their judges are recipe `strong`'s. Besides, a judge's fakes can be
+places of the stained images that the map was taught with, where `strong` has noise.
+
+    F_nor = F_img x A_gen(x),    a level at a time
+
+RUN/strong.safetensors             encoder, Gaussians, judges and the map
+RUN/map.safetensors                the map alone, where it was trained here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from attnad.checkpoint import load_json
+from attnad.config import check_ranges, from_dict
+from attnad.detectors.skips import AttentionMap, MapConfig
+from attnad.detectors.strong import Levels, Strong, StrongConfig, batches, check_strong, fit_levels, strong_recipe
+from attnad.errors import TrainingError
+from attnad.frozen import enlarged
+from attnad.losses import masked_features
+from attnad.stains import stain
+from attnad.state import SAVE_SECONDS, fingerprint, read_log, write_log
+from attnad.train import seeded
+
+
+@dataclass(frozen=True)
+class GuidedConfig(StrongConfig):
+    """All that decides a `guided` run's scores, beside the code and the machine."""
+
+    recipe: Literal["guided"] = "guided"
+    """Where the other values come from."""
+    weigh: bool = True
+    """Multiply features by the map, as eq. (6) says; without, no map is trained."""
+    stained: float = 0.0
+    """Share of a judge's fakes that are places of stained normal images, from 0 to 1; the others are noise."""
+
+
+def attention_config(config: GuidedConfig) -> MapConfig:
+    """Give the configuration of the `map` run whose map weighs the features."""
+    own = {name: getattr(config, name) for name in ("normal_class", "size", "seed", "encoder", "least")}
+    return replace(AttentionMap.recipe("map", config.data), **own)
+
+
+class GuidedLevels(Levels):
+    """`Levels` whose features are weighed by a map."""
+
+    def __init__(self, config: GuidedConfig, *, pretrained: bool):
+        super().__init__(config, pretrained=pretrained)
+        with seeded(config.seed):
+            self.attention = AttentionMap(attention_config(config)) if config.weigh else None
+
+    def seen(self, x: Tensor) -> list[Tensor]:
+        """F_nor of eq. (6) of images [n, 3, s, s] in [0, 1], by level [n, c, h, w]."""
+        features = super().seen(x)
+        if self.attention is None:
+            return features
+        a_gen = enlarged(self.attention.logits(x).sigmoid(), self.features.least)
+        return [masked_features(f, a_gen) for f in features]
+
+
+class Guided(Strong):
+    """Recipe `guided`: recipe `strong` on weighed features, in evaluation mode."""
+
+    config_type = GuidedConfig
+    levels_type = GuidedLevels
+
+    @staticmethod
+    def recipe(name: str, data: str) -> GuidedConfig:
+        """Give the configuration for a data set: sizes as those of `strong`."""
+        return GuidedConfig(data=data, size=strong_recipe("strong", data).size)
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
+        check_strong(config)
+        check_ranges(config, (("stained", "from 0 to 1", lambda v: 0 <= v <= 1),))
+
+    @classmethod
+    def fit(
+        cls,
+        config: Any,  # GuidedConfig
+        images: Tensor,
+        folder: Path,
+        *,
+        device: torch.device,
+        data_root: Path | None = None,
+        stage1: Path | None = None,
+        save_seconds: float = SAVE_SECONDS,
+        progress: bool = True,
+    ) -> Guided:
+        """Train the map, or take over that of `stage1`, a finished run of recipe `map`; then as `Strong.fit`.
+
+        Raises TrainingError where `stage1` has other values or images, and what training the map raises.
+        """
+        levels = GuidedLevels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
+        if levels.attention is not None:
+            first = attention_config(config)
+            if stage1 is None:
+                attention = AttentionMap.fit(
+                    first, images, folder, device=device, save_seconds=save_seconds, progress=progress
+                )
+            else:
+                attention = _take_over(stage1, folder, first, images, device)
+            levels.attention.load_state_dict(attention.state_dict())
+
+        def stained(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+            stains = attention_config(config).stains
+            return (stain(x, stains, generator) for x in batches(images, device, "stains" if progress else None))
+
+        share = config.stained
+        fit_levels(levels, config, images, folder, progress=progress, others=stained if share else None, share=share)
+        return cls(levels.eval())
+
+
+def _take_over(stage1: Path, folder: Path, config: MapConfig, images: Tensor, device: torch.device) -> AttentionMap:
+    """Load the map of another run, and begin the log with that run's, as if it had been trained here."""
+    there: MapConfig | None = None
+    with suppress(ValueError):  # of another recipe
+        there = from_dict(MapConfig, load_json(stage1 / "config.json"))
+    if there != config:
+        raise TrainingError(f"{stage1} is no run of recipe map with these values; train without it")
+    if load_json(stage1 / "run.json").get("images") != fingerprint(images):
+        raise TrainingError(f"{stage1} was trained on other images than these; restore the data or move that run away")
+    write_log(folder / "log.csv", read_log(stage1 / "log.csv"))
+    return cast(AttentionMap, AttentionMap.load(config, stage1, device=device))

@@ -1,0 +1,185 @@
+"""Recipe guided: strong features times the map of stage 1, and stained places as fakes, on real crops."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from attnad.checkpoint import load_json, save_json
+from attnad.cli import main
+from attnad.data import load_test, load_train, textures
+from attnad.detectors import guided, recipe, skips, strong
+from attnad.detectors.guided import GuidedConfig, GuidedLevels, attention_config
+from attnad.errors import TrainingError
+from attnad.places import Judge, train_judge
+from attnad.run import Run, load_run, train_run
+from attnad.state import read_log
+from attnad.study.engines import measure
+from attnad.study.tables import folder_name
+from attnad.train import to_float
+
+SIZE = 64
+CONFIG = replace(recipe("guided", "textures"), steps=40, batch=1024, channels=24)
+
+
+def train(config: GuidedConfig, folder: Path, **arguments) -> Run:
+    return train_run(config, folder, device="cpu", progress=False, **arguments)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """The embedded textures with fewer crops, and two epochs of the map, so that a run takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 1, "N_OTHER": 2}.items():
+            patch.setattr(textures, name, n)
+        short = classmethod(lambda cls, name, data: skips.MapConfig(data=data, size=SIZE, epochs=2, width=16))
+        patch.setattr(skips.AttentionMap, "recipe", short)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(few, tmp_path_factory) -> tuple[Run, Path]:
+    folder = tmp_path_factory.mktemp("guided")
+    return train(CONFIG, folder), folder
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return load_test("textures", size=SIZE).images[:6]
+
+
+@torch.no_grad()
+def test_each_feature_is_times_the_mean_of_the_map_above_it(run, images):
+    levels, x = run[0].detector.levels, to_float(images)
+    a_gen = levels.attention.logits(x).sigmoid()
+    assert a_gen.std() > 0.01  # or there is nothing to see
+    a_gen = interpolate(a_gen, size=(128, 128), mode="bilinear").numpy()  # as the images are
+    for plain, seen in zip(levels.features(x), levels.seen(x), strict=True):
+        n, _, side, _ = plain.shape
+        cell = 128 // side
+        for i, row, column in ((0, 0, 0), (n - 1, side - 1, side // 2), (1, 3, 5)):
+            above = a_gen[i, 0, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
+            wanted = plain[i, :, row, column].numpy() * above.mean(dtype=np.float64)
+            np.testing.assert_allclose(seen[i, :, row, column], wanted, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_place_is_a_fake_where_a_quarter_of_it_is_stained(run, images):
+    levels, x, generator = run[0].detector.levels, to_float(images), torch.Generator().manual_seed(0)
+    a_ano = torch.ones(len(x), 1, SIZE, SIZE)
+    a_ano[2, 0, 16:32, 16:32] = 0  # whole places of every level
+    a_ano[3, 0, 0, 0] = 0  # a quarter of one place of stride 4: images of 64 pixels are enlarged to 128
+    found = strong._whitened(levels, [(x, a_ano)], len(x), generator)
+    for level, (kept, white) in enumerate(zip(found, levels.white(x), strict=True)):
+        side = white.shape[-1]
+        part = slice(side // 4, side // 2)
+        wanted = white[2, :, part, part].flatten(1).T
+        if level < 2:
+            wanted = torch.cat([wanted, white[3, :, :1, :1].flatten(1).T])
+        order = [rows.float().numpy()[np.lexsort(rows.float().numpy().T)] for rows in (kept, wanted.half())]
+        np.testing.assert_array_equal(*order)
+
+
+def test_a_judge_learns_from_other_fakes_what_noise_does_not_show():
+    generator = torch.Generator().manual_seed(0)
+    ring = torch.nn.functional.normalize(torch.randn(4000, 2, generator=generator)) * 2**0.5  # whitened: covariance 1
+    middle = 0.1 * torch.randn(1000, 2, generator=generator)  # no distance from the mean shows these
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        judge = Judge(2, 1.5, 32)
+        before, after = train_judge(
+            judge, ring.half(), 1.5, steps=200, batch=512, learning_rate=1e-2, generator=generator,
+            others=middle.half(), share=share,
+        )  # fmt: skip
+        assert after < before
+        with torch.no_grad():
+            told = (judge(middle) < judge(ring).quantile(0.05)).float().mean()
+        assert (told > 0.95) == (share > 0), share
+
+
+def test_a_judge_without_other_fakes_has_noise():
+    losses = []
+    for others in (None, torch.empty(0, 3)):
+        torch.manual_seed(0)
+        more = {"steps": 3, "batch": 16, "learning_rate": 1e-2, "generator": torch.Generator().manual_seed(1)}
+        real = torch.randn(50, 3, generator=torch.Generator().manual_seed(2))
+        losses.append(train_judge(Judge(3, 1.5, 8), real, 1.5, others=others, share=0.5, **more))
+    assert losses[0] == losses[1]
+
+
+def test_a_run_is_loaded_as_it_was_saved(run, images):
+    loaded = load_run(run[1], device="cpu")
+    assert loaded.config == CONFIG
+    for (name, wanted), (_, found) in zip(run[0].score(images).named(), loaded.score(images).named(), strict=True):
+        assert torch.equal(wanted, found), name
+    assert run[0].facts["seconds"].keys() == {"map", "gaussians", "judges"}
+
+
+def test_what_stopped_after_the_map_does_not_train_it_again(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(guided, "fit_levels", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, tmp_path)
+    before = [line for line in read_log(tmp_path / "log.csv") if line[0] == "map"]
+    train(CONFIG, tmp_path)
+    assert [line for line in read_log(tmp_path / "log.csv") if line[0] == "map"] == before
+    assert (tmp_path / "strong.safetensors").read_bytes() == (run[1] / "strong.safetensors").read_bytes()
+    assert not list(tmp_path.glob("*.state.safetensors"))
+
+
+def test_the_map_of_a_finished_run_is_taken_over(run, tmp_path):
+    measure(attention_config(CONFIG), tmp_path, device="cpu", progress=False)
+    outcome = measure(CONFIG, tmp_path, device="cpu", progress=False)
+    folder = tmp_path / folder_name(CONFIG)
+    assert not (folder / "map.safetensors").exists()  # it was not trained again
+    assert (folder / "strong.safetensors").read_bytes() == (run[1] / "strong.safetensors").read_bytes()
+    assert outcome["facts"]["seconds"].keys() == {"map", "gaussians", "judges"}
+    assert 0 <= outcome["pixel_auroc"] <= 1
+
+
+def test_another_map_is_refused(tmp_path):
+    first = tmp_path / "map"
+    train(attention_config(CONFIG), first)
+    with pytest.raises(TrainingError, match="no run of recipe map with these values"):
+        train(replace(CONFIG, seed=1), tmp_path / "seed", stage1=first)
+    strong_run = tmp_path / "strong"
+    train(replace(recipe("gaussian", "textures")), strong_run)
+    with pytest.raises(TrainingError, match="no run of recipe map with these values"):
+        train(CONFIG, tmp_path / "recipe", stage1=strong_run)
+    save_json(first / "run.json", load_json(first / "run.json") | {"images": "of others"})
+    with pytest.raises(TrainingError, match="trained on other images"):
+        train(CONFIG, tmp_path / "images", stage1=first)
+
+
+def test_without_weighing_there_is_no_map(tmp_path, images):
+    plain = replace(CONFIG, weigh=False)
+    a, b = train(plain, tmp_path / "a"), train(replace(plain, stained=0.5), tmp_path / "b")
+    assert GuidedLevels(plain, pretrained=False).attention is None
+    same = train(replace(recipe("strong", "textures"), steps=40, batch=1024, channels=24), tmp_path / "c")
+    assert torch.equal(a.score(images).maps, same.score(images).maps)  # recipe strong
+    torch.testing.assert_close(*(r.score(images).parts["gaussian"] for r in (a, b)))
+    assert not torch.allclose(*(r.score(images).parts["judge"] for r in (a, b)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("stained", -0.1), ("stained", 1.1), ("noise", 0.1)])
+def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
+    with pytest.raises(TrainingError, match=f"{name} cannot be {value}; choose "):
+        train(replace(CONFIG, data="nowhere", **{name: value}), tmp_path)
+
+
+def test_the_commands_take_it(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    from PIL import Image
+
+    Image.fromarray(load_train("textures", size=SIZE).images[0].permute(1, 2, 0).numpy()).save("a.png")
+    assert main(["score", str(run[1]), "a.png", "--out", "out"]) in (0, None)
+    with open("out/scores.csv", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["score"]) > 0
