@@ -27,8 +27,6 @@ from attnad.show.export import export_run
 from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
 from attnad.show.report import HEAD, Axis, card, row, shrunk, table, thumbnails, write_map, write_page, write_report
-from attnad.study.bench import bench as run_bench
-from attnad.study.bench import table as bench_table
 from attnad.study.engines import reproduce as reproduce_table
 from attnad.study.results import current_commit
 from attnad.synthetic import ENOUGH, learned_enough, told
@@ -255,6 +253,9 @@ def figure(command: Figure) -> None:
 
 def bench(command: Bench) -> None:
     """Carry out `attnad bench`."""
+    from attnad.study.bench import bench as run_bench  # here: torchvision's transforms are slow to import
+    from attnad.study.bench import table as bench_table
+
     config = replace(recipe(command.recipe, "textures"), size=command.size)
     if command.encoder:
         config = replace(config, attention=replace(config.attention, encoder=command.encoder))

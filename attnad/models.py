@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.models import ResNet18_Weights
-from torchvision.models.resnet import BasicBlock
 
 from attnad.config import PRETRAINED, AttentionConfig
 from attnad.errors import WeightsError
@@ -80,6 +78,8 @@ class _Shortcut(nn.Conv2d):
 
 
 def _layer(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock  # here: its import is slow, and other encoders do without
+
     shortcut = None
     if stride != 1 or in_channels != channels:
         shortcut = nn.Sequential(_Shortcut(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
@@ -151,6 +151,8 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
         return lite0
     encoder = ResNet18(64 if config.encoder == "resnet18-imagenet" else config.width)
     if pretrained and config.encoder in PRETRAINED:
+        from torchvision.models import ResNet18_Weights
+
         url = ResNet18_Weights.IMAGENET1K_V1.url
         path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         try:

@@ -181,6 +181,12 @@ print(json.dumps(loaded))
     assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy", "attnad.commands"}
 
 
+def test_commands_import_what_few_of_them_need_only_then(tmp_path):
+    loaded = set(run("import json, sys, attnad.commands; print(json.dumps(sorted(sys.modules)))", tmp_path))
+    assert "torch" in loaded
+    assert not loaded & {"torchvision", "timm", "matplotlib.pyplot", "skimage", "sklearn", "torch._dynamo"}
+
+
 def test_importing_has_no_side_effect(tmp_path):
     code = """
 import importlib, json, random, sys

@@ -40,9 +40,9 @@ class GuidedConfig(StrongConfig):
     recipe: Literal["guided"] = "guided"
     """Where the other values come from."""
     weigh: bool = True
-    """Multiply features by the map, as eq. (6) says; without, no map is trained."""
+    """Multiply features by the map, as eq. (6) says; without, no map is trained (D33)."""
     stained: float = 0.0
-    """Share of a judge's fakes that are places of stained normal images, from 0 to 1; the others are noise."""
+    """Share of a judge's fakes that are places of stained normal images; the others are noise (D33)."""
 
 
 def attention_config(config: GuidedConfig) -> MapConfig:

@@ -24,7 +24,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -52,6 +51,8 @@ def masked_error(x: Tensor, filled: Tensor, mask: Tensor) -> Tensor:
 
 def superpixels(x: Tensor, pieces: int) -> Tensor:
     """SLIC of images [n, 3, s, s] in [0, 1]: the superpixel of each pixel, [n, s, s], counted from 0."""
+    from skimage.segmentation import slic  # here: its import is slow, and other recipes do without
+
     images = x.permute(0, 2, 3, 1).cpu().double().numpy()
     found = [slic(image, pieces, compactness=10, start_label=0) for image in images]
     return torch.from_numpy(np.stack(found)).to(x.device)
