@@ -34,7 +34,7 @@ def train_command(config_type: type) -> type:
     recipe_help = "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it "
     recipe_help += (
         "says; strong, for photographs; gaussian, strong without its training; map, an attention map with skip "
-        "connections, alone; neighbours, nearest neighbours on "
+        "connections, alone; guided, strong on features times that map; neighbours, nearest neighbours on "
     )
     recipe_help += "frozen features; adapted, the same on features that were first adapted to the normal images, for "
     recipe_help += f"whole images; {', '.join(RIVALS)}, systems that the paper compares itself with."

@@ -18,7 +18,7 @@ RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.dete
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
 RECIPES = (  # of all, see `attnad.detectors`
-    "quick", "paper", "strong", "gaussian", "guided", "map", "neighbours", "adapted", *RIVALS,
+    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", *RIVALS,
 )  # fmt: skip
 PRETRAINED = {  # encoders that come with weights, and on what these were trained
     "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",

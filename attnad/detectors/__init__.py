@@ -28,8 +28,8 @@ from attnad.detectors.skips import AttentionMap
 from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
-    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "guided": Guided, "map": AttentionMap,
-    "neighbours": Neighbours, "adapted": Adapted, **RIVALS,
+    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
+    "guided": Guided, "neighbours": Neighbours, "adapted": Adapted, **RIVALS,
 }  # fmt: skip
 
 
