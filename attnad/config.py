@@ -115,17 +115,29 @@ class ADGANConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """All that decides a run's weights and scores, beside the code and the machine."""
+class DetectorConfig:
+    """What every detector's configuration has; each gives its own defaults and adds what decides its scores."""
 
     data: str = "textures"
     """Name of the data set, or path of its folder."""
     normal_class: str | None = None
     """The class that is normal, where the data set has several."""
-    recipe: Literal["quick", "paper"] = "quick"
-    """Where the other values come from: quick, for a laptop's CPU, or paper, as close to the paper as it says."""
+    recipe: str = ""
+    """Where the other values come from."""
     size: int = 64
     """Side of the square images, in pixels: a multiple of 32."""
+    seed: int = 0
+    """Seed of all that is random, beginning with the split that holds out normal images."""
+    image_score: str = ""
+    """Which score of `attnad.score.Scores` judges an image."""
+
+
+@dataclass(frozen=True)
+class RunConfig(DetectorConfig):
+    """All that decides a run's weights and scores, beside the code and the machine."""
+
+    recipe: Literal["quick", "paper"] = "quick"
+    """Where the other values come from: quick, for a laptop's CPU, or paper, as close to the paper as it says."""
     seed: int = 0
     """Seed of weights, order, noise and synthetic anomalies, and of the split that holds out normal images."""
     image_score: Literal["adgan", "attention", "reconstruction", "discriminator"] = "adgan"

@@ -33,7 +33,7 @@ from attnad.machine import machine_facts
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.region import Region, check_region, claim_region, load_region
 from attnad.score import Scores
-from attnad.state import SAVE_SECONDS, fingerprint, logged_seconds
+from attnad.state import SAVE_SECONDS, FitOptions, fingerprint, logged_seconds
 from attnad.synthetic import synthetic_check
 from attnad.train import pick_device
 
@@ -181,10 +181,8 @@ def train_run(
                 tiles.read(files[i])  # one that cannot be used is better known before training
         images = fit if tiles is None else tiles.load([files[i] for i in fit], config.size)
         started = time.perf_counter()
-        detector = detector_type.fit(
-            config, images, folder, device=chosen, data_root=data_root, stage1=stage1, save_seconds=save_seconds,
-            progress=progress,
-        )  # fmt: skip
+        options = FitOptions(chosen, data_root, stage1, save_seconds, progress)
+        detector = detector_type.fit(config, images, folder, options)
         seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
         run = Run(config, detector, {}, judged, tiles)
         if tiles is None:

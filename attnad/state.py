@@ -8,6 +8,7 @@ import io
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +27,21 @@ from attnad.errors import CheckpointError, Stopped, TrainingError
 
 SAVE_SECONDS = 20.0  # training state is saved at the first end of an epoch this long after the last
 stopping = threading.Event()  # once set, every training of this process saves its state after its epoch and stops
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Where and how a detector is fitted: nothing that decides its scores.
+
+    data_root: folder of the data sets, for what needs more of them than normal images. stage1: a finished run whose
+    stage 1 is taken over, not trained. save_seconds: between saved states of training. progress: show bars.
+    """
+
+    device: torch.device
+    data_root: Path | None = None
+    stage1: Path | None = None
+    save_seconds: float = SAVE_SECONDS
+    progress: bool = True
 
 
 def fingerprint(images: Tensor) -> str:

@@ -21,7 +21,7 @@ from attnad.study.tables import (
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["attnad.study.engines"])
+processes.set_forkserver_preload(["attnad.study.engines", "timm"])
 
 PAPER = Path(__file__).parents[1] / "book" / "results" / "paper.csv"
 TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}

@@ -33,7 +33,7 @@ from attnad.score import score
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["attnad.run"])
+processes.set_forkserver_preload(["attnad.run", "timm"])
 
 STAGE1 = AttentionConfig(
     encoder="resnet18", width=8, latent=8, epochs=8, batch=12, learning_rate=2e-3, kl_weight=0.01, adv_weight=0.05,

@@ -2,14 +2,16 @@
 
 A detector is a class with
 
-`config_type`                       its configuration: a frozen dataclass with `data`, `normal_class`, `recipe`, `size`,
-                                    `seed` and `image_score`, and the properties `encoder` and `epochs` for tables
-`recipe(name, data)`                the configuration of a recipe for a data set; ValueError on values that do not fit
-`check(config)`                     ValueError, naming the value, where a configuration makes no sense
-`fit(config, images, folder, ...)`  learn from normal images alone, uint8 [n, 3, s, s], leave in the folder what `load`
-                                    needs, and go on from what a stopped fit left there
-`load(config, folder, device=...)`  what `fit` gave; CheckpointError where a file is missing or damaged
-`score(images)`                     `attnad.score.Scores` of uint8 images [n, 3, s, s]
+`config_type`           its configuration: an `attnad.config.DetectorConfig`, with the properties `encoder` and `epochs`
+                        for tables
+`recipe(name, data)`    the configuration of a recipe for a data set; ValueError on values that do not fit
+`check(config)`         ValueError, naming the value, where a configuration makes no sense
+`fit(config, images, folder, options)`
+                        learn from normal images alone, uint8 [n, 3, s, s], leave in the folder what `load` needs, and
+                        go on from what a stopped fit left there; options are `attnad.state.FitOptions`
+`load(config, folder, device=...)`
+                        what `fit` gave; CheckpointError where a file is missing or damaged
+`score(images)`         `attnad.score.Scores` of uint8 images [n, 3, s, s]
 
 and nothing else is asked of it: `attnad.run` owns the folder, the held-out images, the region
 and the threshold. An image score that is made of the map alone has its place in `attnad.region.FROM_MAP`.

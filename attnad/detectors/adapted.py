@@ -29,25 +29,20 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normali
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
-from attnad.config import SEED, SIZE, check_ranges
+from attnad.config import SEED, SIZE, DetectorConfig, check_ranges
 from attnad.detectors.neighbours import FrozenFeatures, Neighbours, pooled_features
 from attnad.errors import CheckpointError, TrainingError
-from attnad.state import SAVE_SECONDS, Log
+from attnad.state import FitOptions, Log
 from attnad.train import to_float
 
 
 @dataclass(frozen=True)
-class AdaptedConfig:
+class AdaptedConfig(DetectorConfig):
     """All that decides the scores of `adapted`, beside the code and the machine."""
 
     data: str = "cifar10"
-    """Name of the data set, or path of its folder."""
-    normal_class: str | None = None
-    """The class that is normal, where the data set has several."""
     recipe: Literal["adapted"] = "adapted"
-    """Which detector this is."""
     size: int = 128
-    """Side of the square images, in pixels: a multiple of 32."""
     seed: int = 0
     """Seed of the split that holds out normal images, of order and views."""
     image_score: Literal["whole"] = "whole"
@@ -117,12 +112,7 @@ class Adapted(Neighbours):
         config: Any,
         images: Tensor,
         folder: Path,
-        *,
-        device: torch.device,
-        data_root: Path | None = None,
-        stage1: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
-        progress: bool = True,
+        options: FitOptions,
     ) -> Adapted:
         """Adapt the network to normal images, uint8 [n, 3, s, s], then keep their features, into `folder`.
 
@@ -133,6 +123,7 @@ class Adapted(Neighbours):
             raise TrainingError(
                 "recipe adapted learns from differences between images, and there is one alone; add some"
             )
+        device = options.device
         network = FrozenFeatures().to(device).to(memory_format=torch.channels_last)
         center = pooled_features(network, images).mean(0)
         learned = [*network.body.blocks[-2:].parameters(), *network.body.conv_head.parameters()]
@@ -145,7 +136,7 @@ class Adapted(Neighbours):
             started, losses = time.perf_counter(), []
             order = torch.randperm(len(images), generator=generator, device=device).cpu()
             parts = [part for part in order.split(config.batch) if len(part) > 1]
-            for part in tqdm(parts, desc="adapting", disable=not progress):
+            for part in tqdm(parts, desc="adapting", disable=not options.progress):
                 x = to_float(images[part].to(device))
                 views = torch.cat([view(x, generator), view(x, generator)])
                 first, second = network(views)[0].chunk(2)

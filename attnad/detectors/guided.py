@@ -29,7 +29,7 @@ from attnad.errors import TrainingError
 from attnad.frozen import enlarged
 from attnad.losses import masked_features
 from attnad.stains import stain
-from attnad.state import SAVE_SECONDS, fingerprint, read_log, write_log
+from attnad.state import FitOptions, fingerprint, read_log, write_log
 from attnad.train import seeded
 
 
@@ -38,7 +38,6 @@ class GuidedConfig(StrongConfig):
     """All that decides a `guided` run's scores, beside the code and the machine."""
 
     recipe: Literal["guided"] = "guided"
-    """Where the other values come from."""
     weigh: bool = True
     """Multiply features by the map, as eq. (6) says; without, no map is trained (D33)."""
     stained: float = 0.0
@@ -91,34 +90,29 @@ class Guided(Strong):
         config: Any,  # GuidedConfig
         images: Tensor,
         folder: Path,
-        *,
-        device: torch.device,
-        data_root: Path | None = None,
-        stage1: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
-        progress: bool = True,
+        options: FitOptions,
     ) -> Guided:
-        """Train the map, or take over that of `stage1`, a finished run of recipe `map`; then as `Strong.fit`.
+        """Train the map, or take over that of `options.stage1`, a finished run of recipe `map`; then as `Strong.fit`.
 
-        Raises TrainingError where `stage1` has other values or images, and what training the map raises.
+        Raises TrainingError where that run has other values or images, and what training the map raises.
         """
+        device, stage1 = options.device, options.stage1
         levels = GuidedLevels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
         if levels.attention is not None:
             first = attention_config(config)
-            if stage1 is None:
-                attention = AttentionMap.fit(
-                    first, images, folder, device=device, save_seconds=save_seconds, progress=progress
-                )
-            else:
-                attention = _take_over(stage1, folder, first, images, device)
+            attention = (
+                AttentionMap.fit(first, images, folder, options)
+                if stage1 is None
+                else _take_over(stage1, folder, first, images, device)
+            )
             levels.attention.load_state_dict(attention.state_dict())
 
         def stained(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-            stains = attention_config(config).stains
-            return (stain(x, stains, generator) for x in batches(images, device, "stains" if progress else None))
+            normal = batches(images, device, "stains" if options.progress else None)
+            return (stain(x, attention_config(config).stains, generator) for x in normal)
 
-        share = config.stained
-        fit_levels(levels, config, images, folder, progress=progress, others=stained if share else None, share=share)
+        others, share = stained if config.stained else None, config.stained
+        fit_levels(levels, config, images, folder, progress=options.progress, others=others, share=share)
         return cls(levels.eval())
 
 

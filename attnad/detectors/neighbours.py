@@ -17,26 +17,20 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
 from attnad.checkpoint import load_tensors, save_tensors
-from attnad.config import SEED, SIZE, Range, check_ranges
+from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.errors import CheckpointError, WeightsError
 from attnad.models import load_lite0_weights
 from attnad.score import Scores
-from attnad.state import SAVE_SECONDS
+from attnad.state import FitOptions
 from attnad.train import to_float
 
 
 @dataclass(frozen=True)
-class NeighboursConfig:
+class NeighboursConfig(DetectorConfig):
     """All that decides the scores of nearest neighbours, beside the code and the machine."""
 
-    data: str = "textures"
-    """Name of the data set, or path of its folder."""
-    normal_class: str | None = None
-    """The class that is normal, where the data set has several."""
     recipe: Literal["neighbours"] = "neighbours"
-    """Which detector this is."""
     size: int = 256
-    """Side of the square images, in pixels: a multiple of 32."""
     seed: int = 0
     """Seed of the split that holds out normal images, and of the choice of patches."""
     image_score: Literal["patch", "whole"] = "patch"
@@ -173,15 +167,10 @@ class Neighbours:
         config: NeighboursConfig,
         images: Tensor,
         folder: Path,
-        *,
-        device: torch.device,
-        data_root: Path | None = None,
-        stage1: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
-        progress: bool = True,
+        options: FitOptions,
     ) -> Neighbours:
         """Keep features of normal images, uint8 [n, 3, s, s], in RUN/neighbours.safetensors; nothing is trained."""
-        network = FrozenFeatures().to(device).to(memory_format=torch.channels_last)
+        network = FrozenFeatures().to(options.device).to(memory_format=torch.channels_last)
         whole = config.image_score == "whole"
         if whole:
             stored = pooled_features(network, images)

@@ -21,7 +21,7 @@ from attnad.data import classes, load_train
 from attnad.errors import CheckpointError, TrainingError
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
-from attnad.state import SAVE_SECONDS, fingerprint, read_log, write_log
+from attnad.state import FitOptions, fingerprint, read_log, write_log
 from attnad.train import train_adgan, train_attention
 
 
@@ -43,25 +43,19 @@ class Paper:
         config: RunConfig,
         images: Tensor,
         folder: Path,
-        *,
-        device: torch.device,
-        data_root: Path | None = None,
-        stage1: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
-        progress: bool = True,
+        options: FitOptions,
     ) -> Paper:
-        """Train both stages, or go on where they stopped; `stage1` is a finished run whose stage 1 is taken over."""
-        if stage1 is None or (folder / "attention.state.safetensors").exists():
-            network, discriminator = train_attention(
-                config, images, device=device, folder=folder, save_seconds=save_seconds, progress=progress
-            )
+        """Train both stages, or go on where they stopped; `options.stage1` is a finished run with the same stage 1."""
+        training: dict[str, Any] = {
+            "device": options.device, "folder": folder,
+            "save_seconds": options.save_seconds, "progress": options.progress,
+        }  # fmt: skip
+        if options.stage1 is None or (folder / "attention.state.safetensors").exists():
+            network, discriminator = train_attention(config, images, **training)
         else:
-            network, discriminator = _take_over(stage1, folder, config, images, device)
-        anomalies = _real_anomalies(config, data_root) if config.adgan.real_anomalies else None
-        adgan = train_adgan(
-            config, images, network, anomalies=anomalies,
-            device=device, folder=folder, save_seconds=save_seconds, progress=progress,
-        )  # fmt: skip
+            network, discriminator = _take_over(options.stage1, folder, config, images, options.device)
+        anomalies = _real_anomalies(config, options.data_root) if config.adgan.real_anomalies else None
+        adgan = train_adgan(config, images, network, anomalies=anomalies, **training)
         save_tensors(
             folder / "attention.safetensors",
             module_tensors("network", network) | module_tensors("discriminator", discriminator),

@@ -32,7 +32,6 @@ class MapConfig(RivalConfig):
     """All that decides a `map` run's scores, beside the code and the machine."""
 
     recipe: Literal["map"] = "map"
-    """Where the other values come from."""
     encoder: FrozenName = "efficientnet-lite0"
     """The frozen network, with ImageNet's weights."""
     least: int = 128

@@ -22,28 +22,22 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
-from attnad.config import SEED, SIZE, Range, check_ranges
+from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.frozen import FrozenName, frozen_network
 from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 from attnad.score import Scores
-from attnad.state import SAVE_SECONDS, Log
+from attnad.state import FitOptions, Log
 from attnad.train import seeded, to_float
 
 KEPT_NUMBERS = 200_000_000  # whitened features of normal images that a judge is taught with: 400 MB in half precision
 
 
 @dataclass(frozen=True)
-class StrongConfig:
+class StrongConfig(DetectorConfig):
     """All that decides a `strong` or `gaussian` run's scores, beside the code and the machine."""
 
-    data: str = "textures"
-    """Name of the data set, or path of its folder."""
-    normal_class: str | None = None
-    """The class that is normal, where the data set has several."""
     recipe: Literal["strong", "gaussian", "guided"] = "strong"
-    """Where the other values come from."""
     size: int = 256
-    """Side of the square images, in pixels: a multiple of 32."""
     seed: int = 0
     """Seed of the split that holds out normal images, of kept channels, noise and judges."""
     image_score: Literal["top", "peak"] = "top"
@@ -170,19 +164,14 @@ class Strong:
         config: StrongConfig,
         images: Tensor,
         folder: Path,
-        *,
-        device: torch.device,
-        data_root: Path | None = None,
-        stage1: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
-        progress: bool = True,
+        options: FitOptions,
     ) -> Strong:
         """Fit the Gaussians to normal images, uint8 [n, 3, s, s], then train a judge a level, into `folder`.
 
         It takes seconds, so what was stopped begins again.
         """
-        levels = Levels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
-        fit_levels(levels, config, images, folder, progress=progress)
+        levels = Levels(config, pretrained=True).to(options.device).to(memory_format=torch.channels_last).eval()
+        fit_levels(levels, config, images, folder, progress=options.progress)
         return cls(levels.eval())
 
     @classmethod

@@ -31,6 +31,7 @@ from attnad.errors import SettingError
 from attnad.machine import machine_facts
 from attnad.metrics import auroc
 from attnad.models import load_lite0_weights
+from attnad.state import FitOptions
 from attnad.study.results import current_commit
 from attnad.train import to_float
 
@@ -47,7 +48,7 @@ def fit_ours(name: str, images: Tensor, device: torch.device) -> Judge:
     """Fit one of our detectors to normal images, uint8 [n, 3, s, s]."""
     config = replace(recipe(name, "beside"), size=images.shape[-1])
     with tempfile.TemporaryDirectory() as folder:
-        detector = DETECTORS[name].fit(config, images, Path(folder), device=device, progress=False)
+        detector = DETECTORS[name].fit(config, images, Path(folder), FitOptions(device, progress=False))
 
     def judge(x: Tensor) -> tuple[Tensor, Tensor]:
         scores = detector.score(x)

@@ -101,8 +101,8 @@ def _shared_cores(workers: int) -> Iterator[Any]:
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        # Seconds of imports once, not for each run; torchvision is what encoders import when they are built.
-        context.set_forkserver_preload(["attnad.study.engines", "torchvision"])
+        # Seconds of imports once, not for each run; encoders import timm, and with it torchvision, when they are built.
+        context.set_forkserver_preload(["attnad.study.engines", "timm"])
     given = {"OMP_NUM_THREADS": str(share_of_cores(workers)), "OMP_WAIT_POLICY": "passive"}
     before = {name: os.environ.get(name) for name in given}
     for name, value in given.items():

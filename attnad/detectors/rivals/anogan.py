@@ -37,7 +37,6 @@ class AnoGANConfig(RivalConfig):
     """All that decides the scores of `anogan`."""
 
     recipe: Literal["anogan"] = "anogan"
-    """Which rival this is."""
     image_score: Literal["anogan", "top", "mean"] = "anogan"  # type: ignore[assignment]
     """What judges an image: L at the last z, or its map (R3)."""
     beta1: float = 0.5

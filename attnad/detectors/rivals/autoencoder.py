@@ -39,7 +39,6 @@ class L2Config(RivalConfig):
     """All that decides the scores of `ae-l2`."""
 
     recipe: Literal["ae-l2"] = "ae-l2"
-    """Which rival this is."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class SSIMConfig(RivalConfig):
     """All that decides the scores of `ae-ssim`."""
 
     recipe: Literal["ae-ssim"] = "ae-ssim"
-    """Which rival this is."""
 
 
 def squared_error(x: Tensor, x_re: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ class CAVGAConfig(RivalConfig):
     """All that decides the scores of `cavga`."""
 
     recipe: Literal["cavga"] = "cavga"
-    """Which rival this is."""
     image_score: Literal["reconstruction", "top", "mean"] = "reconstruction"  # type: ignore[assignment]
     """What judges an image: the mean of |x - f(x)|, or its map (R3)."""
     kl_weight: float = 0.1

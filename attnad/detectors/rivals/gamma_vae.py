@@ -36,7 +36,6 @@ class GammaVAEConfig(RivalConfig):
     """All that decides the scores of `gamma-vae`."""
 
     recipe: Literal["gamma-vae"] = "gamma-vae"
-    """Which rival this is."""
     walk: int = 30
     """Steps of the walk to a normal image (R11)."""
     stride: float = 1.0

@@ -38,7 +38,6 @@ class LSAConfig(RivalConfig):
     """All that decides the scores of `lsa`."""
 
     recipe: Literal["lsa"] = "lsa"
-    """Which rival this is."""
     image_score: Literal["novelty", "top", "mean"] = "novelty"  # type: ignore[assignment]
     """What judges an image: NS, or its map (R3)."""
     latent: int = 32

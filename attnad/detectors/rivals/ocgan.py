@@ -40,7 +40,6 @@ class OCGANConfig(RivalConfig):
     """All that decides the scores of `ocgan`."""
 
     recipe: Literal["ocgan"] = "ocgan"
-    """Which rival this is."""
     image_score: Literal["top", "mean"] = "mean"
     """What judges an image: the mean of the highest hundredth of its map, or of all of it (R33)."""
     epochs: int = 12

@@ -25,24 +25,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
-from attnad.config import SEED, SIZE, Range, check_ranges
+from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.score import Scores
-from attnad.state import SAVE_SECONDS, Log, State
+from attnad.state import FitOptions, Log, State
 from attnad.train import seeded, to_float
 
 
 @dataclass(frozen=True)
-class RivalConfig:
+class RivalConfig(DetectorConfig):
     """All that decides a rival's scores, beside the code and the machine; a rival adds values of its own."""
 
-    data: str = "textures"
-    """Name of the data set, or path of its folder."""
-    normal_class: str | None = None
-    """The class that is normal, where the data set has several."""
-    recipe: str = ""
-    """Which rival this is."""
-    size: int = 64
-    """Side of the square images, in pixels: a multiple of 32."""
     seed: int = 0
     """Seed of the split that holds out normal images, of weights, order and noise."""
     image_score: Literal["top", "mean"] = "top"
@@ -145,12 +137,7 @@ class Rival(nn.Module):
         config: RivalConfig,
         images: Tensor,
         folder: Path,
-        *,
-        device: torch.device,
-        data_root: Path | None = None,
-        stage1: Path | None = None,
-        save_seconds: float = SAVE_SECONDS,
-        progress: bool = True,
+        options: FitOptions,
     ) -> Rival:
         """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
 
@@ -158,6 +145,7 @@ class Rival(nn.Module):
         """
         with seeded(config.seed):
             model = cls(config)
+        device = options.device
         model, images = model.to(device).to(memory_format=torch.channels_last).train(), images.to(device)
         model.begin(images)
         optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -166,13 +154,13 @@ class Rival(nn.Module):
             optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (config.beta1, 0.999))
         generator = torch.Generator(device).manual_seed(config.seed)
         path = folder / f"{config.recipe}.state.safetensors"
-        state = State(path, {"model": model}, optimizers, generator, images, save_seconds)
+        state = State(path, {"model": model}, optimizers, generator, images, options.save_seconds)
         done = state.resume()
         log = Log(folder / "log.csv", config.recipe, cls.terms, done)
         steps = max(1, len(images) // config.batch)  # a last, smaller batch is left out of this epoch
         losses = torch.empty(steps, len(cls.terms), device=device)
         total = config.epochs * steps
-        with tqdm(total=total, initial=done * steps, desc=config.recipe, disable=not progress) as bar:
+        with tqdm(total=total, initial=done * steps, desc=config.recipe, disable=not options.progress) as bar:
             for epoch in range(done + 1, config.epochs + 1):
                 started = time.perf_counter()
                 order = torch.randperm(len(images), generator=generator, device=device)

@@ -39,7 +39,6 @@ class StudentsConfig(RivalConfig):
     """All that decides the scores of `student`."""
 
     recipe: Literal["student"] = "student"
-    """Which rival this is."""
     encoder: Literal["efficientnet-lite0", "resnet18-imagenet"] = "efficientnet-lite0"
     """The teacher, with ImageNet's weights (R13)."""
     students: int = 3

@@ -35,7 +35,6 @@ class SuperpixelConfig(RivalConfig):
     """All that decides the scores of `superpixel`."""
 
     recipe: Literal["superpixel"] = "superpixel"
-    """Which rival this is."""
     pieces: int = 48
     """About how many superpixels an image is cut into."""
     epochs: int = 10

@@ -40,7 +40,6 @@ class ULSLMConfig(RivalConfig):
     """All that decides the scores of `ulslm`."""
 
     recipe: Literal["ulslm"] = "ulslm"
-    """Which rival this is."""
     image_score: Literal["indicator", "top", "mean"] = "mean"  # type: ignore[assignment]
     """What judges an image: -c(x), or its map (R3, R40)."""
     epochs: int = 12

@@ -39,7 +39,6 @@ class VEVAEConfig(RivalConfig):
     """All that decides the scores of `vevae`."""
 
     recipe: Literal["vevae"] = "vevae"
-    """Which rival this is."""
     kl_weight: float = 0.1
     """Weight of the KL term (R22)."""
 
