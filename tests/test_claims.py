@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 
@@ -15,11 +15,11 @@ from attnad.detectors.rivals import RIVALS
 from attnad.study.claims import CLAIMS, Claim, measure
 from attnad.study.results import read_results
 from attnad.study.summary import summary
+from attnad.study.tables import BEYOND
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 ROWS = read_results(RESULTS / "results.csv")
-STRONG, APART = "strong: and a judge a level", "one Gaussian a place, levels apart"
-JOINED, NEIGHBOURS = "one Gaussian a place, levels joined (PaDiM)", "nearest neighbours"
+NEIGHBOURS, JOINED, APART, STRONG, _, WEIGHED, *STAINED = BEYOND
 MAIN = ("image_auroc", "pixel_auroc", "aupro")
 
 
@@ -97,20 +97,33 @@ def test_what_the_results_page_says_of_grass_and_gravel():
 def test_what_the_pages_say_of_the_attention_map_with_skips():
     for category in ("bottle", "pill"):
         for metric in ("image_auroc", "pixel_auroc"):
-            found = {
-                r: mean(metric, table="beyond", class_=category, recipe=r) for r in ("map", "neighbours", "strong")
-            }
+            at = {"table": "beyond", "class_": category}
+            found = {r: mean(metric, **at, recipe=r) for r in ("map", "neighbours", "strong")}
             assert found["map"] < found["neighbours"] <= found["strong"]
         wanted = ("table3", category, "ADGAN", "paper", "aupro")
         keys = ("table", "class", "method", "recipe", "metric")
         paper = [float(r["value"]) for r in ROWS if tuple(r[k] for k in keys) == wanted]
         assert mean("aupro", table="beyond", class_=category, recipe="map") > max(paper) + 0.02  # than its best run
-    for metric, brick, gaussian in (("image_auroc", 0.95, 0.03), ("pixel_auroc", 0.97, 0.02)):
-        at = {"table": "surfaces", "size": "64"}
-        found = mean(metric, **at, class_="brick", recipe="map")
-        assert found > brick
-        assert found > mean(metric, **at, class_="brick", method=APART) - gaussian  # nearly as well
-    assert mean("image_auroc", table="surfaces", size="64", class_="grass", recipe="map") < 0.5
+    at = {"table": "surfaces", "size": "64", "class_": "brick"}
+    for metric, least, near in (("image_auroc", 0.95, 0.03), ("pixel_auroc", 0.97, 0.02)):
+        assert mean(metric, **at, recipe="map") > max(least, mean(metric, **at, method=APART) - near)
+    assert mean("image_auroc", **(at | {"class_": "grass"}), recipe="map") < 0.5
+
+
+def test_what_the_pages_say_of_a_map_that_guides():
+    def gain(metric: str, method: str, name: str, over: str = STRONG) -> float:
+        at = {"class_": name, "size": "256" if name in ("bottle", "pill") else "64"}
+        return mean(metric, method=method, **at) - mean(metric, method=over, **at)
+
+    assert all(gain(metric, WEIGHED, name) <= 0 for metric in MAIN for name in ("bottle", "pill"))
+    assert all(gain(metric, WEIGHED, "brick") > 0 for metric in ("pixel_auroc", "aupro"))
+    for m in MAIN[:2]:  # much of it is lost
+        assert gain(m, WEIGHED, "grass", NEIGHBOURS) < 0.7 * gain(m, STRONG, "grass", NEIGHBOURS)
+    for stained in STAINED:
+        assert all(abs(gain(metric, stained, name)) < 0.005 for metric in MAIN for name in ("bottle", "brick"))
+        assert 0 < gain("image_auroc", stained, "pill") < 0.02  # a little better
+    for metric, name in product(MAIN, ("grass", "gravel")):  # the maps are not blunted
+        assert min(gain(metric, STAINED[0], name), gain(metric, STAINED[0], name, APART) + 0.001) > 0
 
 
 def rival(recipe: str, metric: str, texture: str) -> float:
