@@ -116,12 +116,11 @@ def test_what_the_pages_say_of_a_map_that_guides():
         return mean(metric, method=method, **at) - mean(metric, method=over, **at)
 
     assert all(gain(metric, WEIGHED, name) <= 0 for metric in MAIN for name in ("bottle", "pill"))
-    assert all(gain(metric, WEIGHED, "brick") > 0 for metric in ("pixel_auroc", "aupro"))
-    for m in MAIN[:2]:  # much of it is lost
-        assert gain(m, WEIGHED, "grass", NEIGHBOURS) < 0.7 * gain(m, STRONG, "grass", NEIGHBOURS)
-    for stained in STAINED:
-        assert all(abs(gain(metric, stained, name)) < 0.005 for metric in MAIN for name in ("bottle", "brick"))
-        assert 0 < gain("image_auroc", stained, "pill") < 0.02  # a little better
+    assert all(gain(metric, WEIGHED, "brick") > 0 for metric in MAIN[1:])
+    assert all(gain(m, WEIGHED, "grass", NEIGHBOURS) < 0.7 * gain(m, STRONG, "grass", NEIGHBOURS) for m in MAIN[:2])
+    for stained, metric in product(STAINED, MAIN):
+        assert all(abs(gain(metric, stained, name)) < 0.005 for name in ("bottle", "brick"))
+    assert all(0 < gain("image_auroc", stained, "pill") < 0.02 for stained in STAINED)  # a little better
     for metric, name in product(MAIN, ("grass", "gravel")):  # the maps are not blunted
         assert min(gain(metric, STAINED[0], name), gain(metric, STAINED[0], name, APART) + 0.001) > 0
 
