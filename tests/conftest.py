@@ -54,6 +54,13 @@ def lite0():
     return build_encoder(AttentionConfig(encoder="efficientnet-lite0")).eval()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A page that never answers fails its test, by name: Playwright waits for a script's end without a limit."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 def pytest_collection_finish() -> None:
     """Processes are forked from a server that has imported all they need once: seconds less for each."""
     modules = [name for name in ("test_engines", "faults", "test_run") if name in sys.modules]

@@ -26,7 +26,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from made import losses, weights, write_images
+from made import few_crops, losses, weights, write_images
 from tqdm import tqdm
 
 from attnad import checkpoint, cli, commands
@@ -71,8 +71,7 @@ def slow_open(path: Path, mode: str) -> Iterator[SimpleNamespace]:
 
 def small_study() -> None:
     """The study on textures with two rows that share stage 1, on a few crops; no commit, which others may make now."""
-    for name, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 2, "N_OTHER": 4}.items():
-        setattr(textures, name, n)
+    few_crops(pytest.MonkeyPatch())  # for good: this is for processes of their own
     study = [v for v in tables.TABLES["textures"] if all(key.startswith("adgan.") for key in v.overrides)]
     tables.TABLES["textures"] = study[:2]
     tables.TABLES["table4"] = tables.TABLES["table4"][:1]

@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from attnad.cli import main
 from attnad.config import recipe
+from attnad.data import textures
 from attnad.detectors.paper import Paper
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.run import Run
@@ -30,6 +32,12 @@ def write_images(folder: Path, images: np.ndarray, suffix: str = "") -> None:
     folder.mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{i:03d}{suffix}.png")
+
+
+def few_crops(patch: pytest.MonkeyPatch, train: int = 24, good: int = 8, defect: int = 2, other: int = 4) -> None:
+    """Make the embedded textures smaller, so that a run on them takes seconds: crops a texture, defects of a kind."""
+    for name, n in {"N_TRAIN": train, "N_GOOD": good, "N_DEFECT": defect, "N_OTHER": other}.items():
+        patch.setattr(textures, name, n)
 
 
 def random_run(width: int = 8, *, pixels: bool = False) -> Run:

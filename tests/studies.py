@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import few_crops
 
-from attnad.data import textures
 from attnad.detectors import paper
 from attnad.study.engines import reproduce
 from attnad.study.results import COLUMNS
@@ -32,8 +32,7 @@ RECIPE, PRINTED, NO_GAME = "as the recipe says", "ADGAN without synthetic fakes"
 def short_study(*methods: str) -> Iterator[pytest.MonkeyPatch]:
     """The study on textures with a few of its rows, on a few crops; all else is as it always is."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, n in {"N_TRAIN": 40, "N_GOOD": 8, "N_DEFECT": 2, "N_OTHER": 4}.items():
-            patch.setattr(textures, name, n)
+        few_crops(patch, train=40)
         patch.setitem(TABLES, "textures", [v for v in TABLES["textures"] if v.rows.keys() & set(methods)])
         yield patch
 

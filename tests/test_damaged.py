@@ -15,11 +15,11 @@ import torch
 from damaged_data import archives, encoded, images, masks
 from damaged_runs import checkpoints, configs
 from faults import KILLS, ROOT, TINY, in_a_process, small_study, study_command
-from made import WEIGHTS
+from made import WEIGHTS, few_crops
 from PIL import Image
 
 from attnad.cli import main
-from attnad.data import load_images, textures
+from attnad.data import load_images
 from attnad.study import engines, tables
 
 FILES = 25 * KILLS
@@ -123,8 +123,7 @@ def test_no_command_runs_a_planted_pickle(made, bricks, undisturbed, tmp_path, c
             for name_, variants in tables.TABLES.items():
                 patch.setitem(tables.TABLES, name_, variants)
             patch.setattr(engines, "current_commit", lambda: "none")
-            for each, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 2, "N_OTHER": 4}.items():
-                patch.setattr(textures, each, n)
+            few_crops(patch)  # and so restored
             small_study()
             assert main(arguments) == 1, name
         said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import images, randomize
+from made import few_crops, images, randomize
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 from torchvision.models import wide_resnet50_2
 
-from attnad.data import load_test, textures
+from attnad.data import load_test
 from attnad.detectors import recipe
 from attnad.frozen import TimmLevels, frozen_network
 from attnad.metrics import auroc
@@ -88,8 +88,7 @@ def test_dinov2_sees_sixteen_pixels_a_place(offline):
 @pytest.mark.parametrize("name", ["wide-resnet50-imagenet", "dinov2-small"])
 def test_a_run_of_a_larger_network_loads_without_its_weights(name, tmp_path, monkeypatch):
     """The run keeps all it needs and asks nobody for weights again; untaught, the networks find defects already."""
-    for attribute, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 2, "N_OTHER": 2}.items():
-        monkeypatch.setattr(textures, attribute, n)
+    few_crops(monkeypatch)
     real = TimmLevels.__init__
     torch.manual_seed(0)
     with monkeypatch.context() as patch:

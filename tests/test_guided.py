@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import few_crops
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from attnad.checkpoint import load_json, save_json
 from attnad.cli import main
-from attnad.data import load_test, load_train, textures
+from attnad.data import load_test, load_train
 from attnad.detectors import guided, recipe, skips, strong
 from attnad.detectors.guided import GuidedConfig, GuidedLevels, attention_config
 from attnad.errors import TrainingError
@@ -37,8 +38,7 @@ def train(config: GuidedConfig, folder: Path, **arguments) -> Run:
 def few():
     """The embedded textures with fewer crops, and two epochs of the map, so that a run takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, n in {"N_TRAIN": 24, "N_GOOD": 8, "N_DEFECT": 1, "N_OTHER": 2}.items():
-            patch.setattr(textures, name, n)
+        few_crops(patch)
         short = classmethod(lambda cls, name, data: skips.MapConfig(data=data, size=SIZE, epochs=2, width=16))
         patch.setattr(skips.AttentionMap, "recipe", short)
         yield

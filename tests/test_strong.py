@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import few_crops
 from PIL import Image
 from torch.nn.functional import interpolate
 
@@ -35,8 +36,7 @@ def train(config: strong.StrongConfig, folder: Path, **arguments) -> Run:
 def few():
     """The embedded textures with fewer crops, so that a run takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, n in {"N_TRAIN": 48, "N_GOOD": 16, "N_DEFECT": 3, "N_OTHER": 4}.items():
-            patch.setattr(textures, name, n)
+        few_crops(patch, train=48, good=16, defect=3)
         yield
 
 
