@@ -109,15 +109,16 @@ class Reproduce:
     table: tyro.conf.Positional[
         Literal[
             "table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces",
-            "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "all",
+            "choices", "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "all",
         ]
     ]  # fmt: skip
     """The paper's table, or a study of our own: textures, what each deviation from the paper does, on the embedded
     data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe strong adds to
-    features without training, on MVTec AD; surfaces, the same on the embedded data; unlabelled, whether the check
-    without labelled defects goes with the figures that need them; rivals, the systems that the paper compares itself
-    with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. all: every table,
-    the most telling runs first, those alone that results.csv has no rows of."""
+    features without training, on MVTec AD; surfaces, the same on the embedded data; choices, what strong's fakes were
+    chosen on, surfaces that no other table has; unlabelled, whether the check without labelled defects goes with the
+    figures that need them; rivals, the systems that the paper compares itself with, on the embedded data;
+    rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. all: every table, the most telling runs first,
+    those alone that results.csv has no rows of."""
     classes: tuple[str, ...] | None = None
     """Classes or categories; by default all of the table's that are there."""
     seeds: tuple[int, ...] = (0, 1, 2)

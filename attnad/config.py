@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -243,12 +243,14 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """Build a configuration of class `cls` from plain dictionaries, as `to_dict` or JSON gives them.
 
-    Raises ValueError on a key that is unknown or missing and on a value of another type, naming it, so that a file of
-    another version is refused.
+    A field that is younger than the file takes its metadata's "before": what there was without it. Raises ValueError on
+    a key that is unknown or missing and on a value of another type, naming it, so that a file of another version is
+    refused.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
     hints = get_type_hints(cls)
+    values = {f.name: f.metadata["before"] for f in fields(cls) if "before" in f.metadata} | values
     if wrong := sorted(hints.keys() ^ values.keys()):
         raise ValueError(
             f"{cls.__name__} does not match this version of attnad: {', '.join(wrong)} unknown or missing; "

@@ -19,7 +19,7 @@ from attnad.study.tables import BEYOND
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 ROWS = read_results(RESULTS / "results.csv")
-NEIGHBOURS, JOINED, APART, STRONG, _, WEIGHED, *STAINED = BEYOND
+NEIGHBOURS, JOINED, APART, NOISE, STRONG, STAINS, _, WEIGHED = BEYOND
 MAIN = ("image_auroc", "pixel_auroc", "aupro")
 
 

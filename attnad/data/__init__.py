@@ -119,7 +119,7 @@ def load_images(paths: Sequence[Path], *, size: int) -> ImageBatch:
 def classes(data: str, root: Path | None = None) -> tuple[str, ...]:
     """The names that `normal_class` can take, sorted; () for a folder of images without classes. Raises DataError."""
     if data == "textures":
-        return textures.TEXTURES
+        return (*textures.TEXTURES, *textures.CHOSEN_ON)
     if data == "cifar10":
         return CIFAR10_CLASSES
     folder = find_folder(data, root)

@@ -13,6 +13,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 TEXTURES = ("brick", "grass", "gravel")
+# Surfaces as well, for choosing values on (D33): nothing is reported of them. Their middle is used, in grey.
+CHOSEN_ON = ("moon", "immunohistochemistry", "hubble_deep_field", "retina")
+_ALL = (*TEXTURES, *CHOSEN_ON)  # a texture's place in it is part of its seeds
+SIDE = 512  # of a photograph
 SEED = 20240
 CROP = 96  # side of a crop in pixels of the photograph: about three bricks wide, one and a half long
 PARTS = {"train": (192, 512), "test": (0, 184)}  # columns of the photograph, first included, last excluded
@@ -51,7 +55,7 @@ def defects(texture: str, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str,
     kinds = tuple(kind for kind in DEFECTS for _ in range(N_DEFECT))
     images, masks = np.empty_like(clean), np.empty(clean.shape[:3], dtype=bool)
     for i, kind in enumerate(kinds):
-        rng = np.random.default_rng([SEED, TEXTURES.index(texture), len(PARTS), i])
+        rng = np.random.default_rng([SEED, _ALL.index(texture), len(PARTS), i])
         images[i], masks[i] = paint_defect(kind, clean[i], rng, material=materials[rng.integers(len(materials))])
     return images, masks, kinds
 
@@ -80,7 +84,9 @@ def paint_defect(
 def _photograph(texture: str) -> Image.Image:
     import skimage.data  # here, not above: half a second that users of other data need not wait
 
-    return Image.fromarray(getattr(skimage.data, texture)())
+    image = Image.fromarray(getattr(skimage.data, texture)()).convert("L")
+    left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
+    return image.crop((left, top, left + SIDE, top + SIDE))
 
 
 def positions(texture: str, part: str, n: int) -> list[tuple[int, int, bool]]:
@@ -90,8 +96,8 @@ def positions(texture: str, part: str, n: int) -> list[tuple[int, int, bool]]:
     other way in the right part, and without mirroring the two parts would differ in that.
     """
     start, stop = PARTS[part]
-    columns, rows = stop - start - CROP + 1, 512 - CROP + 1
-    rng = np.random.default_rng([SEED, TEXTURES.index(texture), list(PARTS).index(part)])
+    columns, rows = stop - start - CROP + 1, SIDE - CROP + 1
+    rng = np.random.default_rng([SEED, _ALL.index(texture), list(PARTS).index(part)])
     chosen = rng.choice(columns * rows, n, replace=False)
     mirrored = rng.random(n) < 0.5
     return [(start + int(c) % columns, int(c) // columns, bool(m)) for c, m in zip(chosen, mirrored, strict=True)]

@@ -1,8 +1,7 @@
 """Recipe `guided`: what stage 1 could still do for recipe `strong`, measured and not taken (D33).
 
 The paper's second stage sees features times the attention map of its first, eq. (6). Here both stages are strong ones:
-the map is recipe `map`'s, and the features and their judges are recipe `strong`'s. Besides, a judge's fakes can be
-places of the stained images that the map was taught with, where `strong` has noise.
+the map is recipe `map`'s, and the features and their judges are recipe `strong`'s.
 
     F_nor = F_img x A_gen(x),    a level at a time
 
@@ -12,7 +11,6 @@ RUN/map.safetensors                the map alone, where it was trained here
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +20,12 @@ import torch
 from torch import Tensor
 
 from attnad.checkpoint import load_json
-from attnad.config import check_ranges, from_dict
+from attnad.config import from_dict
 from attnad.detectors.skips import AttentionMap, MapConfig
-from attnad.detectors.strong import Levels, Strong, StrongConfig, batches, check_strong, fit_levels, strong_recipe
+from attnad.detectors.strong import Levels, Strong, StrongConfig, fit_levels, strong_recipe
 from attnad.errors import TrainingError
 from attnad.frozen import enlarged
 from attnad.losses import masked_features
-from attnad.stains import stain
 from attnad.state import FitOptions, fingerprint, read_log, write_log
 from attnad.train import seeded
 
@@ -38,10 +35,6 @@ class GuidedConfig(StrongConfig):
     """All that decides a `guided` run's scores, beside the code and the machine."""
 
     recipe: Literal["guided"] = "guided"
-    weigh: bool = True
-    """Multiply features by the map, as eq. (6) says; without, no map is trained (D33)."""
-    stained: float = 0.0
-    """Share of a judge's fakes that are places of stained normal images; the others are noise (D33)."""
 
 
 def attention_config(config: GuidedConfig) -> MapConfig:
@@ -56,15 +49,12 @@ class GuidedLevels(Levels):
     def __init__(self, config: GuidedConfig, *, pretrained: bool):
         super().__init__(config, pretrained=pretrained)
         with seeded(config.seed):
-            self.attention = AttentionMap(attention_config(config)) if config.weigh else None
+            self.attention = AttentionMap(attention_config(config))
 
     def seen(self, x: Tensor) -> list[Tensor]:
         """F_nor of eq. (6) of images [n, 3, s, s] in [0, 1], by level [n, c, h, w]."""
-        features = super().seen(x)
-        if self.attention is None:
-            return features
         a_gen = enlarged(self.attention.logits(x).sigmoid(), self.features.least)
-        return [masked_features(f, a_gen) for f in features]
+        return [masked_features(f, a_gen) for f in super().seen(x)]
 
 
 class Guided(Strong):
@@ -77,12 +67,6 @@ class Guided(Strong):
     def recipe(name: str, data: str) -> GuidedConfig:
         """Give the configuration for a data set: sizes as those of `strong`."""
         return GuidedConfig(data=data, size=strong_recipe("strong", data).size)
-
-    @staticmethod
-    def check(config: Any) -> None:
-        """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
-        check_strong(config)
-        check_ranges(config, (("stained", "from 0 to 1", lambda v: 0 <= v <= 1),))
 
     @classmethod
     def fit(
@@ -98,21 +82,14 @@ class Guided(Strong):
         """
         device, stage1 = options.device, options.stage1
         levels = GuidedLevels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
-        if levels.attention is not None:
-            first = attention_config(config)
-            attention = (
-                AttentionMap.fit(first, images, folder, options)
-                if stage1 is None
-                else _take_over(stage1, folder, first, images, device)
-            )
-            levels.attention.load_state_dict(attention.state_dict())
-
-        def stained(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-            normal = batches(images, device, "stains" if options.progress else None)
-            return (stain(x, attention_config(config).stains, generator) for x in normal)
-
-        others, share = stained if config.stained else None, config.stained
-        fit_levels(levels, config, images, folder, progress=options.progress, others=others, share=share)
+        first = attention_config(config)
+        attention = (
+            AttentionMap.fit(first, images, folder, options)
+            if stage1 is None
+            else _take_over(stage1, folder, first, images, device)
+        )
+        levels.attention.load_state_dict(attention.state_dict())
+        fit_levels(levels, config, images, folder, progress=options.progress)
         return cls(levels.eval())
 
 

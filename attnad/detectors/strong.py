@@ -1,7 +1,8 @@
 """Recipe `strong`: the paper's second stage on features that can carry it, and `gaussian`, the same without training.
 
 Every place of an image is judged by itself: features of a frozen encoder, at strides 4, 8 and 16, are whitened by one
-Gaussian a place, and a small discriminator a level tells normal ones from the same with noise (`attnad.places`).
+Gaussian a place, and a small discriminator a level tells normal ones from the same with noise, and from places of
+stained images (`attnad.places`, `attnad.stains`).
 
 RUN/strong.safetensors             encoder, Gaussians and judges
 RUN/log.csv                        the mean distance of normal images by the Gaussians, and each judge's loss
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, cast
 
@@ -26,6 +27,7 @@ from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.frozen import FrozenName, frozen_network
 from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 from attnad.score import Scores
+from attnad.stains import StainConfig, stain
 from attnad.state import FitOptions, Log
 from attnad.train import seeded, to_float
 
@@ -56,6 +58,8 @@ class StrongConfig(DetectorConfig):
     """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
     noise: float = 1.5
     """Deviation of the noise that makes fakes of whitened features, in units of theirs (D29)."""
+    stained: float = field(default=0.5, metadata={"before": 0.0})
+    """Share of a judge's fakes that are places of stained normal images; the others are noise (D33)."""
     steps: int = 300
     """Steps of training a judge; with 0 the map is the Mahalanobis distance (D29)."""
     batch: int = 8192
@@ -85,6 +89,7 @@ _RANGES: tuple[Range, ...] = (
     ("shrink", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("ridge", "from 0.00001 to 1", lambda v: 1e-5 <= v <= 1),
     ("noise", "from 0.5 to 4", lambda v: 0.5 <= v <= 4),
+    ("stained", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("steps", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
     ("batch", "from 2 to a million", lambda v: 2 <= v <= 1_000_000),
     ("width", "from 1 to 4096", lambda v: 1 <= v <= 4096),
@@ -195,20 +200,8 @@ class Strong:
 
 
 @torch.no_grad()
-def fit_levels(
-    levels: Levels,
-    config: StrongConfig,
-    images: Tensor,
-    folder: Path,
-    *,
-    progress: bool,
-    others: Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]] | None = None,
-    share: float = 0.0,
-) -> None:
-    """Fit a model's Gaussians to normal images, uint8 [n, 3, s, s], train its judges, and save it into `folder`.
-
-    `others` draws n images with maps A_ano, whose anomalous places are a `share` of the judges' fakes (D33).
-    """
+def fit_levels(levels: Levels, config: StrongConfig, images: Tensor, folder: Path, *, progress: bool) -> None:
+    """Fit a model's Gaussians to normal images, uint8 [n, 3, s, s], train its judges, and save it into `folder`."""
     started, device = time.perf_counter(), next(levels.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
     log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
@@ -225,7 +218,10 @@ def fit_levels(
     if config.steps:
         whole = ((x, None) for x in batches(images, device, "whitening" if progress else None))
         real = _whitened(levels, whole, len(images), generator)
-        fake = _whitened(levels, others(generator), len(images), generator) if others else []
+        if config.stained:
+            bare = batches(images, device, "stains" if progress else None)
+            stained = (stain(x, StainConfig(), generator) for x in bare)
+            fake = _whitened(levels, stained, len(images), generator)
     log = Log(folder / "log.csv", "judges", ("L_D before", "L_D"), 0)
     for level, white in enumerate(tqdm(real, desc="judges", disable=not progress), 1):
         started = time.perf_counter()
@@ -233,7 +229,7 @@ def fit_levels(
             losses = train_judge(
                 cast(Judge, levels.judges[level - 1]), white, config.noise, steps=config.steps, batch=config.batch,
                 learning_rate=config.learning_rate, generator=generator, others=fake[level - 1] if fake else None,
-                share=share,
+                share=config.stained,
             )  # fmt: skip
         log.add(level, losses, time.perf_counter() - started)
     save_tensors(folder / "strong.safetensors", module_tensors("levels", levels))

@@ -67,7 +67,7 @@ def measure(
 
 def _same_stage1(config: Any, runs: Path) -> Path | None:
     """A finished run with the stage 1 that this one needs, as its configuration says and training will check."""
-    if isinstance(config, GuidedConfig) and config.weigh:
+    if isinstance(config, GuidedConfig):
         there = runs / folder_name(attention_config(config))
         return there if (there / "run.json").exists() else None
     if isinstance(config, RunConfig) and config.attention.epochs:

@@ -90,7 +90,7 @@ def _next(waiting: Sequence[Job], running: Any, last_call: float, fits: Callable
 
 def _stage1(job: Job) -> str:
     """What jobs that share a stage 1 have in common; other detectors' jobs share whole runs."""
-    if isinstance(job.config, GuidedConfig) and job.config.weigh:
+    if isinstance(job.config, GuidedConfig):
         return folder_name(attention_config(job.config))
     return stage1_hash(asdict(job.config)) if isinstance(job.config, RunConfig) else folder_name(job.config)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from attnad.config import RunConfig, from_dict, short_hash
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.data.textures import TEXTURES
+from attnad.data.textures import CHOSEN_ON, TEXTURES
 from attnad.detectors import recipe
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import SettingError
@@ -111,17 +111,20 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
     "pretrained encoder, rectangles only, 40 epochs": _PRETRAINED | _RECTANGLES | {"attention.epochs": 40},
 }
 
-# From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up, and what
-# that could still do for it.
+_APART = "one Gaussian a place, levels apart"
+_FAKES_OF_STRONG = {
+    "and a judge a level, taught by noise": Variant({"stained": 0.0}, {}, "strong"),
+    "strong: taught by noise and stains": Variant({}, {}, "strong"),
+    "judges taught by stains alone": Variant({"stained": 1.0}, {}, "strong"),
+}
+# From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up.
 BEYOND = {
     "nearest neighbours": Variant({}, {}, "neighbours"),
     "one Gaussian a place, levels joined (PaDiM)": Variant({"apart": False}, {}, "gaussian"),
-    "one Gaussian a place, levels apart": Variant({}, {}, "gaussian"),
-    "strong: and a judge a level": Variant({}, {}, "strong"),
+    _APART: Variant({}, {}, "gaussian"),
+    **_FAKES_OF_STRONG,
     "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
-    "strong on features times that map (eq. 6)": Variant({}, {}, "guided"),
-    "strong with stains for half of the noise": Variant({"weigh": False, "stained": 0.5}, {}, "guided"),
-    "strong with stains for all of the noise": Variant({"weigh": False, "stained": 1.0}, {}, "guided"),
+    "judges taught by noise, on features times that map (eq. 6)": Variant({"stained": 0.0}, {}, "guided"),
 }
 
 # Does the check that needs no labelled defect go with the figures that do? Stage 1 alone, longer and longer.
@@ -188,6 +191,7 @@ TABLES: dict[str, list[Variant]] = {
     ],
     "beyond": _named(BEYOND, _ALL),
     "surfaces": _named(BEYOND, _ALL),
+    "choices": _named({_APART: BEYOND[_APART], **_FAKES_OF_STRONG}, _ALL),
     "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
     "rivals": _RIVALS,
     "rivals-mvtec": _RIVALS,
@@ -197,15 +201,15 @@ TABLES: dict[str, list[Variant]] = {
 # The data set of each table; None where each class is a data set of its own.
 DATA = {
     "table1": "cifar10", "table2": "cifar10", "table3": None, "table4": None, "table5": "cifar10",
-    "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures",
+    "textures": "textures", "defects": None, "beyond": None, "surfaces": "textures", "choices": "textures",
     "unlabelled": None,
     "rivals": "textures", "rivals-mvtec": None, "rivals-cifar10": "cifar10",
 }  # fmt: skip
 CLASSES = {
     "table1": CIFAR10_CLASSES, "table2": CIFAR10_CLASSES, "table3": MVTEC_CATEGORIES, "table4": MVTEC_CATEGORIES,
     "table5": CIFAR10_CLASSES, "textures": ("brick",), "defects": MVTEC_CATEGORIES,
-    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES, "rivals": TEXTURES, "rivals-mvtec": MVTEC_CATEGORIES,
-    "rivals-cifar10": CIFAR10_CLASSES, "unlabelled": ("textures", *MVTEC_CATEGORIES),
+    "beyond": MVTEC_CATEGORIES, "surfaces": TEXTURES, "choices": CHOSEN_ON, "rivals": TEXTURES,
+    "rivals-mvtec": MVTEC_CATEGORIES, "rivals-cifar10": CIFAR10_CLASSES, "unlabelled": ("textures", *MVTEC_CATEGORIES),
 }  # fmt: skip
 PAPER_METRICS = {
     "image AUROC": "image_auroc",
