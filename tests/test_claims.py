@@ -3,126 +3,17 @@
 from __future__ import annotations
 
 import csv
-from itertools import pairwise, product
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import pytest
+from claimed import APART, MAIN, RESULTS, ROWS, STRONG, mean
 
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors.rivals import RIVALS
 from attnad.study.claims import CLAIMS, Claim, measure
 from attnad.study.results import read_results
 from attnad.study.summary import summary
-from attnad.study.tables import BEYOND
-
-RESULTS = Path(__file__).parents[1] / "book" / "results"
-ROWS = read_results(RESULTS / "results.csv")
-NEIGHBOURS, JOINED, APART, NOISE, STRONG, STAINS, _, WEIGHED = BEYOND
-MAIN = ("image_auroc", "pixel_auroc", "aupro")
-
-
-def mean(metric: str, **wanted: str) -> float:
-    """Mean over seeds of the rows that have these values; "class_" stands for the column class."""
-    wanted = {name.rstrip("_"): value for name, value in wanted.items()} | {"metric": metric}
-    found = [float(row["value"]) for row in ROWS if all(row[name] == value for name, value in wanted.items())]
-    assert found, f"no row has {wanted}"
-    return fmean(found)
-
-
-def beyond(metric: str, method: str, category: str) -> float:
-    return mean(metric, table="beyond", method=method, class_=category)
-
-
-@pytest.mark.parametrize("metric", MAIN)
-@pytest.mark.parametrize(
-    "place",
-    [("beyond", "bottle", "256"), ("beyond", "pill", "256")]
-    + [("surfaces", texture, size) for texture in ("brick", "grass", "gravel") for size in ("64", "128")],
-    ids="-".join,
-)
-def test_strong_is_never_behind_nearest_neighbours(place, metric):
-    """README; results, "Beyond the paper"."""
-    table, name, size = place
-    ours, theirs = (mean(metric, table=table, class_=name, size=size, method=m) for m in (STRONG, NEIGHBOURS))
-    assert ours >= theirs
-
-
-@pytest.mark.parametrize("category", ["bottle", "pill"])
-@pytest.mark.parametrize("metric", MAIN)
-def test_strong_is_ahead_of_the_papers_detector(category, metric):
-    """README: ahead of the paper's detector, at the paper's scale too; its best row is taken, by ADGAN's score."""
-    rows = [r for r in ROWS if r["table"] == "table3" and r["class"] == category and r["metric"] == metric]
-    paper = max(float(r["value"]) for r in rows if r["method"].startswith("ADGAN"))
-    assert beyond(metric, STRONG, category) > paper
-
-
-def test_what_the_results_page_says_of_bottles_and_pills():
-    for method in (STRONG, APART, JOINED, NEIGHBOURS):
-        assert beyond("image_auroc", method, "bottle") == pytest.approx(1, abs=5e-4)  # solved by all
-    for category in ("bottle", "pill"):
-        assert beyond("aupro", APART, category) > max(beyond("aupro", m, category) for m in (JOINED, NEIGHBOURS))
-    assert beyond("image_auroc", APART, "pill") < beyond("image_auroc", JOINED, "pill")
-    assert beyond("image_auroc", STRONG, "pill") > beyond("image_auroc", JOINED, "pill")  # the judges give back more
-    assert all(beyond(metric, STRONG, "pill") > beyond(metric, APART, "pill") for metric in MAIN)
-
-
-def test_which_steps_beyond_the_paper_are_the_largest_on_pills():
-    """Results, "Beyond the paper": from the printed weights to recipe `strong`, a step a line."""
-    scale = {"table": "table3", "recipe": "paper", "class_": "pill"}
-    unit = next(r["overrides"] for r in ROWS if r["table"] == "table3" and "kl_weight" in r["overrides"])
-    lines = [("ADGAN", unit), ("ADGAN", ""), ("ADGAN", '{"augment.whole_share": 0.0}')]
-    pixels = [mean("pixel_auroc", method=m, overrides=o, **scale) for m, o in (*lines, lines[-1])]
-    lines.append(("attention mean", lines[-1][1]))
-    images = [mean("image_auroc", method=m, overrides=o, **scale) for m, o in lines]
-    for values, metric in ((pixels, "pixel_auroc"), (images, "image_auroc")):
-        values += [beyond(metric, m, "pill") for m in (NEIGHBOURS, JOINED, APART, STRONG)]
-    steps = [[after - before for before, after in pairwise(values)] for values in (pixels, images)]
-    frozen = len(lines) - 1  # the step to a frozen network's features
-    assert [each.index(max(each)) for each in steps] == [frozen, frozen - 1]
-
-
-def test_what_the_results_page_says_of_grass_and_gravel():
-    for name in ("grass", "gravel"):
-        for size in ("64", "128"):
-            by = {m: mean("pixel_auroc", table="surfaces", class_=name, size=size, method=m) for m in (STRONG, APART)}
-            assert by[STRONG] < by[APART]  # maps are not the sharpest
-            images = {m: mean("image_auroc", table="surfaces", class_=name, size=size, method=m)
-                      for m in (STRONG, APART, JOINED, NEIGHBOURS)}  # fmt: skip
-            assert images[STRONG] > max(images.values()) - 0.02  # best or nearly so
-            assert images[NEIGHBOURS] == min(images.values())
-
-
-def test_what_the_pages_say_of_the_attention_map_with_skips():
-    for category in ("bottle", "pill"):
-        for metric in ("image_auroc", "pixel_auroc"):
-            at = {"table": "beyond", "class_": category}
-            found = {r: mean(metric, **at, recipe=r) for r in ("map", "neighbours", "strong")}
-            assert found["map"] < found["neighbours"] <= found["strong"]
-        wanted = ("table3", category, "ADGAN", "paper", "aupro")
-        keys = ("table", "class", "method", "recipe", "metric")
-        paper = [float(r["value"]) for r in ROWS if tuple(r[k] for k in keys) == wanted]
-        assert mean("aupro", table="beyond", class_=category, recipe="map") > max(paper) + 0.02  # than its best run
-    at = {"table": "surfaces", "size": "64", "class_": "brick"}
-    for metric, least, near in (("image_auroc", 0.95, 0.03), ("pixel_auroc", 0.97, 0.02)):
-        assert mean(metric, **at, recipe="map") > max(least, mean(metric, **at, method=APART) - near)
-    assert mean("image_auroc", **(at | {"class_": "grass"}), recipe="map") < 0.5
-
-
-def test_what_the_pages_say_of_a_map_that_guides():
-    def gain(metric: str, method: str, name: str, over: str = STRONG) -> float:
-        at = {"class_": name, "size": "256" if name in ("bottle", "pill") else "64"}
-        return mean(metric, method=method, **at) - mean(metric, method=over, **at)
-
-    assert all(gain(metric, WEIGHED, name) <= 0 for metric in MAIN for name in ("bottle", "pill"))
-    assert all(gain(metric, WEIGHED, "brick") > 0 for metric in MAIN[1:])
-    assert all(gain(m, WEIGHED, "grass", NEIGHBOURS) < 0.7 * gain(m, STRONG, "grass", NEIGHBOURS) for m in MAIN[:2])
-    for stained, metric in product(STAINED, MAIN):
-        assert all(abs(gain(metric, stained, name)) < 0.005 for name in ("bottle", "brick"))
-    assert all(0 < gain("image_auroc", stained, "pill") < 0.02 for stained in STAINED)  # a little better
-    for metric, name in product(MAIN, ("grass", "gravel")):  # the maps are not blunted
-        assert min(gain(metric, STAINED[0], name), gain(metric, STAINED[0], name, APART) + 0.001) > 0
 
 
 def rival(recipe: str, metric: str, texture: str) -> float:
@@ -134,9 +25,7 @@ def test_what_chapter_11_says_of_the_rivals():
     for metric, by in others.items():
         for texture in ("brick", "grass", "gravel"):
             by[texture] = {name: rival(name, metric, texture) for name in RIVALS}
-            assert mean(metric, table="surfaces", recipe="strong", class_=texture, size="64") >= max(
-                by[texture].values()
-            )
+            assert mean(metric, table="surfaces", method=STRONG, class_=texture, size="64") >= max(by[texture].values())
     for texture, areas in others["image_auroc"].items():
         assert max(areas, key=areas.__getitem__) == "student"
         if texture != "brick":  # hardly better than a coin

@@ -96,8 +96,14 @@ def test_a_judge_of_places_learns_the_same_through_a_graph(monkeypatch):
     def learnt() -> list[Tensor]:
         torch.manual_seed(0)
         judge, real = places.Judge(6, 1.5, 8).cuda(), torch.randn(500, 6).cuda()
-        generator = torch.Generator("cuda").manual_seed(0)
-        places.train_judge(judge, real, 1.5, steps=50, batch=64, learning_rate=1e-3, generator=generator)
+        settings = {
+            "steps": 50,
+            "batch": 64,
+            "learning_rate": 1e-3,
+            "others": 3 * torch.randn(80, 6).cuda(),
+            "share": 0.5,
+        }
+        places.train_judge(judge, real, 1.5, generator=torch.Generator("cuda").manual_seed(0), **settings)
         return [value.detach().cpu() for value in judge.parameters()]
 
     recorded = learnt()

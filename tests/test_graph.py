@@ -203,7 +203,14 @@ def train_judge() -> dict[str, Tensor]:
     torch.manual_seed(0)
     judge, real = places.Judge(6, 1.5, 8), torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(0)
-    settings = {"steps": 3, "batch": 16, "learning_rate": 1e-2, "generator": generator}
+    settings = {
+        "steps": 3,
+        "batch": 16,
+        "learning_rate": 1e-2,
+        "generator": generator,
+        "others": 3 * real,
+        "share": 0.5,
+    }
     losses = places.train_judge(judge, real, 1.5, **settings)
     return {"losses": torch.tensor(losses)} | judge.state_dict()
 

@@ -211,6 +211,33 @@ def test_of_gaussian_features_there_is_nothing_to_learn():
     torch.testing.assert_close(judge.distance(white), distance(white), atol=0.25, rtol=0)
 
 
+def test_a_judge_learns_from_other_fakes_what_noise_does_not_show():
+    generator = rng()
+    ring = torch.nn.functional.normalize(torch.randn(4000, 2, generator=generator)) * 2**0.5  # whitened: covariance 1
+    middle = 0.1 * torch.randn(1000, 2, generator=generator)  # no distance from the mean shows these
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        judge = Judge(2, 1.5, 32)
+        before, after = train_judge(
+            judge, ring.half(), 1.5, steps=200, batch=512, learning_rate=1e-2, generator=generator,
+            others=middle.half(), share=share,
+        )  # fmt: skip
+        assert after < before
+        with torch.no_grad():
+            told = (judge(middle) < judge(ring).quantile(0.05)).float().mean()
+        assert (told > 0.95) == (share > 0), share
+
+
+def test_a_judge_without_other_fakes_has_noise():
+    losses = []
+    for others in (None, torch.empty(0, 3)):
+        torch.manual_seed(0)
+        more = {"steps": 3, "batch": 16, "learning_rate": 1e-2, "generator": rng(1)}
+        real = torch.randn(50, 3, generator=rng(2))
+        losses.append(train_judge(Judge(3, 1.5, 8), real, 1.5, others=others, share=0.5, **more))
+    assert losses[0] == losses[1]
+
+
 def test_training_that_fails_leaves_the_start():
     judge, before, after = teach(ring(5_000), rate=50.0, steps=20)
     assert not after < before

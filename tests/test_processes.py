@@ -237,7 +237,7 @@ def test_everything_is_each_table_once_seed_by_seed(root):
 def test_tables_without_data_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     planned, absent = everything(tmp_path, classes=None, seeds=(0,))
-    assert {job.table for job in planned} == {"textures", "surfaces", "unlabelled", "rivals"}
+    assert {job.table for job in planned} == {"textures", "surfaces", "choices", "unlabelled", "rivals"}
     first, second = absent
     assert first.startswith("left out: table2, table5, table1, rivals-cifar10: cifar10: not found")
     assert second.startswith("left out: table3, beyond, table4, defects, rivals-mvtec: ")
@@ -290,7 +290,7 @@ def test_a_run_begins_only_if_it_can_end(tmp_path):
 def test_all_tables_in_borrowed_minutes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:3])
-    for other in ("surfaces", "unlabelled", "rivals"):
+    for other in ("surfaces", "choices", "unlabelled", "rivals"):
         monkeypatch.setitem(TABLES, other, [])
     options = ["--size", "32", "--epochs", "1", "--adgan-epochs", "1", "--set", "attention.width=4", "--device", "cpu"]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data-root", str(tmp_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from made import few_crops
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from attnad.checkpoint import load_tensors, save_tensors
+from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors
 from attnad.cli import main
 from attnad.data import load_test, load_train, split_normal, textures
 from attnad.detectors import recipe, strong
@@ -23,6 +24,7 @@ from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.explore import PaintDefect
 from attnad.show.export import export_run, load_exported
 from attnad.state import read_log
+from attnad.train import to_float
 
 SIZE = 64
 CONFIG = replace(recipe("strong", "textures"), steps=60, batch=2048)
@@ -115,6 +117,44 @@ def test_gaussian_is_strong_without_steps(run, test_set, tmp_path):
     assert not torch.allclose(both.parts["judge"], both.parts["gaussian"], atol=1e-3)
 
 
+@torch.no_grad()
+def test_a_place_is_a_fake_where_a_quarter_of_it_is_stained(run, test_set):
+    levels, x = run[0].detector.levels, to_float(test_set.images[:6])
+    a_ano = torch.ones(len(x), 1, SIZE, SIZE)
+    a_ano[2, 0, 16:32, 16:32] = 0  # whole places of every level
+    a_ano[3, 0, 0, 0] = 0  # a quarter of one place of stride 4: images of 64 pixels are enlarged to 128
+    found = strong._whitened(levels, [(x, a_ano)], len(x), torch.Generator().manual_seed(0))
+    for level, (kept, white) in enumerate(zip(found, levels.white(x), strict=True)):
+        side = white.shape[-1]
+        part = slice(side // 4, side // 2)
+        wanted = white[2, :, part, part].flatten(1).T
+        if level < 2:
+            wanted = torch.cat([wanted, white[3, :, :1, :1].flatten(1).T])
+        order = [rows.float().numpy()[np.lexsort(rows.float().numpy().T)] for rows in (kept, wanted.half())]
+        np.testing.assert_array_equal(*order)
+
+
+def test_stained_places_teach_the_judges_and_not_the_gaussians(run, test_set, tmp_path):
+    scores = [r.score(test_set.images[:8]) for r in (run[0], train(replace(CONFIG, stained=0.0), tmp_path))]
+    torch.testing.assert_close(*(s.parts["gaussian"] for s in scores))
+    assert not torch.allclose(*(s.parts["judge"] for s in scores), atol=1e-3)
+
+
+def test_a_run_from_before_there_were_stains_is_loaded(run, test_set, tmp_path):
+    shutil.copytree(run[1], tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    values = load_json(path)
+    del values["stained"]
+    save_json(path, values)
+    old = load_run(tmp_path / "old", device="cpu")
+    assert old.config == replace(CONFIG, stained=0.0)
+    assert torch.equal(old.score(test_set.images[:4]).maps, run[0].score(test_set.images[:4]).maps)
+    del values["noise"]  # any other value has to be there
+    save_json(path, values)
+    with pytest.raises(CheckpointError, match="noise unknown or missing"):
+        load_run(tmp_path / "old", device="cpu")
+
+
 def test_the_threshold_is_from_held_out_normal_images(run):
     _, held_out = split_normal(load_train("textures", size=SIZE).images, seed=0)
     wanted = normal_threshold(run[0].score(held_out).image["top"].numpy())
@@ -163,8 +203,8 @@ def test_three_photographs_are_enough_and_two_are_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("size", 40), ("least", 16), ("shrink", 1.5), ("ridge", 0.0), ("noise", 0.1), ("steps", -1), ("batch", 1),
-     ("channels", 0), ("width", 0), ("learning_rate", 0.0), ("seed", -1)],
+    [("size", 40), ("least", 16), ("shrink", 1.5), ("ridge", 0.0), ("noise", 0.1), ("stained", 1.1), ("steps", -1),
+     ("batch", 1), ("channels", 0), ("width", 0), ("learning_rate", 0.0), ("seed", -1)],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
     with pytest.raises(TrainingError, match=f"{name} cannot be {value}; choose "):

@@ -59,6 +59,7 @@ def hashes(config: RunConfig) -> list[str]:
         ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
         ("beyond", MVTEC_CATEGORIES, len(BEYOND)),
         ("surfaces", textures.TEXTURES, len(BEYOND)),
+        ("choices", textures.CHOSEN_ON, 4),
         ("rivals", textures.TEXTURES, len(RIVALS)),
         ("rivals-mvtec", MVTEC_CATEGORIES, len(RIVALS)),
         ("rivals-cifar10", CIFAR10_CLASSES, len(RIVALS)),
@@ -73,7 +74,8 @@ def test_a_table_is_each_class_seed_and_variant_once(table, names, variants):
     assert len({folder_name(job.config) for job in planned}) == len(planned)  # no two runs in one folder
     for job in planned:
         assert job.table == table
-        data = {CIFAR10_CLASSES: "cifar10", textures.TEXTURES: "textures", ("brick",): "textures"}.get(names, job.name)
+        of_book = {*textures.TEXTURES, *textures.CHOSEN_ON}
+        data = "cifar10" if names == CIFAR10_CLASSES else "textures" if of_book.issuperset(names) else job.name
         assert (job.config.data, job.config.normal_class) == (data, None if data == job.name else job.name)
         assert isinstance(job.config, NeighboursConfig) == (job.variant.recipe == "neighbours")
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from attnad.data import textures
-from attnad.data.textures import CROP, DEFECTS, N_DEFECT, N_GOOD, N_OTHER, N_TRAIN, PARTS, TEXTURES
+from attnad.data import load_test, textures
+from attnad.data.textures import CHOSEN_ON, CROP, DEFECTS, N_DEFECT, N_GOOD, N_OTHER, N_TRAIN, PARTS, TEXTURES
 
 N_TEST = N_GOOD + N_DEFECT * len(DEFECTS) + N_OTHER
 
 
-@pytest.mark.parametrize("texture", TEXTURES)
+@pytest.mark.parametrize("texture", [*TEXTURES, *CHOSEN_ON])
 def test_training_and_test_crops_share_no_pixel_and_no_position(texture):
     used = {}
     for part, n in (("train", N_TRAIN), ("test", N_TEST)):
@@ -45,6 +45,22 @@ def test_a_crop_is_the_photograph_where_positions_says():
     np.testing.assert_array_equal(
         textures.train_crops("brick", CROP)[0, :, :, 0], expected[:, ::-1] if mirrored else expected
     )
+
+
+@pytest.mark.parametrize("texture", CHOSEN_ON)
+def test_surfaces_to_choose_on_are_the_middle_of_their_photographs_in_grey(texture):
+    import skimage.data
+
+    photograph = getattr(skimage.data, texture)().astype(float)
+    grey = photograph @ (0.299, 0.587, 0.114) if photograph.ndim == 3 else photograph
+    up, left = ((side - 512) // 2 for side in grey.shape)
+    x, y, mirrored = textures.positions(texture, "train", N_TRAIN)[0]
+    expected = grey[up + y : up + y + CROP, left + x : left + x + CROP]
+    found = textures.train_crops(texture, CROP)[0, :, :, 0].astype(float)
+    assert np.abs(found - (expected[:, ::-1] if mirrored else expected)).max() <= 1
+    test = load_test("textures", size=32, normal_class=texture)
+    assert test.labels.sum() == N_DEFECT * len(DEFECTS) + N_OTHER * len(TEXTURES)
+    assert test.masks[test.labels & test.has_mask].flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("size", [32, 64])
