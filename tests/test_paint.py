@@ -118,16 +118,20 @@ def test_the_page_answers_as_python_does(browser, sites, model, shown):
 
 @pytest.mark.parametrize("model", [MODEL, STRONG], ids=["paper", "strong"])
 def test_it_answers_fast_enough_to_paint(browser, sites, model):
-    """At least one stroke of ten is answered in time: what else the machine does can only make answers slower."""
+    """The page answers while it is painted on, and in time; what else the machine does can only make answers slower."""
     assert model.stat().st_size < 2e6, "a phone has to fetch it"
+    answers, best = 0, np.inf
     with opened(browser, sites[model]) as page:
-        medians: list[float] = []
-        while len(medians) < 10 and min(medians, default=np.inf) > 30:
+        for i in range(20):
             page.evaluate("performance.clearMeasures('attnad answer')")
-            scratch(page, xs=(0.1, 0.9), ys=(0.08 * len(medians), 0.08 * len(medians) + 0.2))
+            scratch(page, xs=(0.1, 0.9), ys=(0.04 * i, 0.04 * i + 0.2))
             times = page.evaluate("performance.getEntriesByName('attnad answer').map((entry) => entry.duration)")
-            medians.append(float(np.median(times)))
-        assert min(medians) <= 30, f"milliseconds: {np.round(medians, 1)}"
+            answers += len(times)
+            best = min(best, np.median(times)) if times else best
+            if answers > 20 and best <= 30:
+                break
+    assert answers > 20
+    assert best <= 30, f"milliseconds, in the best stroke: {best:.1f}"
 
 
 def test_tools(browser, site):

@@ -117,7 +117,7 @@ def load_images(paths: Sequence[Path], *, size: int) -> ImageBatch:
 
 
 def classes(data: str, root: Path | None = None) -> tuple[str, ...]:
-    """The names that `normal_class` can take, sorted; () for a folder of images without classes. Raises DataError."""
+    """The names that `normal_class` can take; () for a folder of images without classes. Raises DataError."""
     if data == "textures":
         return (*textures.TEXTURES, *textures.CHOSEN_ON)
     if data == "cifar10":

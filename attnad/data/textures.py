@@ -3,6 +3,8 @@
 Nothing is downloaded. The photographs (brick, grass, gravel; CC0, 512 x 512, grey) are cut in two along a vertical
 line: test crops come from the left part, training crops from the right part, and the gap between them belongs to
 neither. Everything is drawn from fixed seeds and in units of the crop: the same scenes appear at every image size.
+
+Four more of its photographs are surfaces to choose values on (CHOSEN_ON): made the same way, and in no other study.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 TEXTURES = ("brick", "grass", "gravel")
-# Surfaces as well, for choosing values on (D33): nothing is reported of them. Their middle is used, in grey.
+# For choosing values on (D33); of each photograph the middle, in grey. Nothing but the choice is reported of them.
 CHOSEN_ON = ("moon", "immunohistochemistry", "hubble_deep_field", "retina")
 _ALL = (*TEXTURES, *CHOSEN_ON)  # a texture's place in it is part of its seeds
 SIDE = 512  # of a photograph
