@@ -140,6 +140,25 @@ def attention_step(
     return torch.stack([l_d, l_adv, l_adv_ano, l_g, l_att]).detach()
 
 
+@torch.no_grad()
+def renew_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Set the running means and variances of batch norm to their averages over batches, each one call's arguments.
+
+    The network is in training mode, and learns nothing; what keeps its statistics, being in evaluation mode, keeps
+    them. PyTorch's `update_bn` would empty those too. Source: D34; Izmailov et al. 2018, section 3.2.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    for batch in batches:
+        with autocast(batch[0].device):
+            network(*batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def train_attention(
     config: RunConfig,
     images: Tensor,
@@ -177,11 +196,13 @@ def train_attention(
     steps = max(1, len(images) // stage.batch)  # a last, smaller batch is left out of this epoch
     losses = torch.empty(steps, len(ATTENTION_TERMS), device=device)  # of one epoch; read at its end
 
-    def step_on(chosen: Tensor) -> Tensor:
+    def draw(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = to_float(images[chosen])
         x_ano, a_ano = synthesize(x, augment, generator)
-        noise = _normal_noise(network.latent_shape(torch.cat([x, x_ano])), generator)
-        return attention_step(network, discriminator, optimizer_g, optimizer_d, stage, x, x_ano, a_ano, noise)
+        return x, x_ano, a_ano, _normal_noise(network.latent_shape(torch.cat([x, x_ano])), generator)
+
+    def step_on(chosen: Tensor) -> Tensor:
+        return attention_step(network, discriminator, optimizer_g, optimizer_d, stage, *draw(chosen))
 
     step_of = capture(step_on, generator, state.tensors)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="attention network", disable=not progress) as bar:
@@ -196,6 +217,10 @@ def train_attention(
             bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ATTENTION_TERMS, means, strict=True)})
             log.add(epoch, means, time.perf_counter() - started)
             state.save(epoch, last=epoch == stage.epochs)
+    if stage.renew_statistics and stage.epochs:  # after the last state, so that a resumed training does the same
+        order = torch.randperm(len(images), generator=generator, device=device)
+        drawn = map(draw, order[: steps * stage.batch].split(stage.batch))
+        renew_statistics(network, ((torch.cat([x, x_ano]), noise) for x, x_ano, _, noise in drawn))
     return network.eval(), discriminator.eval()
 
 

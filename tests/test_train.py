@@ -5,6 +5,7 @@ More than 300 lines: one small network is trained once for all of them.
 
 from __future__ import annotations
 
+import copy
 import csv
 import random
 from collections import Counter
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from attnad.checkpoint import load_tensors, save_tensors
 from attnad.config import ADGANConfig, AttentionConfig, RunConfig
@@ -27,6 +29,7 @@ from attnad.train import (
     TrainingError,
     attention_maps,
     pick_device,
+    renew_statistics,
     to_float,
     train_adgan,
     train_attention,
@@ -36,7 +39,7 @@ CPU = torch.device("cpu")
 NAN = float("nan")
 STAGE1 = AttentionConfig(
     encoder="resnet18", width=4, latent=4, epochs=2, batch=8, learning_rate=1e-3, kl_weight=0.01, adv_weight=0.05,
-    adv_ano_weight=0.05,
+    adv_ano_weight=0.05, renew_statistics=True,
 )  # fmt: skip
 STAGE2 = ADGANConfig(epochs=2, batch=8, learning_rate=5e-4, synthetic_fakes=True, ema=0.9)
 
@@ -95,6 +98,39 @@ def test_losses_are_logged_finite_and_the_attention_loss_falls(images, tmp_path)
     assert np.isfinite([loss for *_, loss in log]).all()
     falling = [loss for stage, _, term, loss in log if (stage, term) == ("attention", "L_att")]
     assert np.mean(falling[-3:]) < 0.8 * np.mean(falling[:3])
+
+
+def test_renewed_statistics_are_those_that_pytorch_takes_anew():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    theirs, batches = copy.deepcopy(ours), torch.rand(5, 6, 3, 8, 8)
+    renew_statistics(ours.train(), ((batch,) for batch in batches))
+    update_bn(batches, theirs.train())
+    assert same(ours, theirs)
+    assert ours[1].momentum == 0.1
+    before = copied(ours[:2].eval())
+    renew_statistics(ours, ((batch,) for batch in batches + 1))
+    assert same(before, ours[:2])  # in evaluation mode
+    assert not same(theirs[4], ours[4])
+
+
+def test_renewing_changes_statistics_alone_and_maps_are_as_in_training(images):
+    """At a rate at which running statistics lag behind the weights, and for a frozen encoder, which keeps its own."""
+    x = to_float(images)
+    for freeze in (False, True):
+        left, renewed = (
+            train1(tiny(learning_rate=2e-2, epochs=4, freeze_encoder=freeze, renew_statistics=renew), images)[0]
+            for renew in (False, True)
+        )
+        assert all(map(torch.equal, left.parameters(), renewed.parameters()))
+        assert same(left.encoder, renewed.encoder) == freeze
+        assert not same(left.decoder, renewed.decoder)
+        gaps = []
+        for network in (left, renewed):
+            scored = network(x)
+            trained = copy.deepcopy(network).train()(x)
+            gaps.append((scored.x_re - trained.x_re).abs().mean())
+        assert gaps[1] < 0.8 * gaps[0]
 
 
 def test_networks_come_back_ready_to_score(images, network):

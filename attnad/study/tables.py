@@ -90,6 +90,7 @@ TEXTURE_STUDY: dict[str, dict[str, Any]] = {
     "no adversarial losses": _NO_GAMES,
     "rectangles of 2 to 40 %": {"augment.box_area": (0.02, 0.4)},
     "rectangles only": _RECTANGLES,
+    "batch statistics as training leaves them": {"attention.renew_statistics": False},
     "ADGAN without synthetic fakes": {"adgan.synthetic_fakes": False},
     "ADGAN trains its features": {"adgan.train_features": True},
     "ADGAN with a slow moving average (0.99)": {"adgan.ema": 0.99},
