@@ -51,8 +51,8 @@ def hashes(config: RunConfig) -> list[str]:
     ("table", "names", "variants"),
     [
         ("table1", CIFAR10_CLASSES, 7),
-        ("table2", CIFAR10_CLASSES, 4),
-        ("table3", MVTEC_CATEGORIES, 3),
+        ("table2", CIFAR10_CLASSES, 5),
+        ("table3", MVTEC_CATEGORIES, 4),
         ("table4", MVTEC_CATEGORIES, 3),
         ("table5", CIFAR10_CLASSES, 2),
         ("textures", ("brick",), len(TEXTURE_STUDY)),

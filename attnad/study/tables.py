@@ -61,6 +61,7 @@ _RECTANGLES = {"augment.whole_share": 0.0}
 _PRETRAINED = {"attention.encoder": "efficientnet-lite0"}
 _STAGE1 = {"adgan.epochs": 0, "adgan.synthetic_fakes": False, "image_score": "attention"}  # no stage 2 is needed
 BASELINE = "nearest neighbours (frozen features)"
+GAUSSIAN = "one Gaussian a place (frozen features)"
 ADAPTED = "nearest neighbours (adapted features)"
 
 
@@ -159,12 +160,14 @@ TABLES: dict[str, list[Variant]] = {
     ),
     "table2": [
         Variant({}, {BASELINE: {"image_auroc": "image_auroc"}}, "neighbours"),
+        Variant({}, {GAUSSIAN: {"image_auroc": "image_auroc"}}, "gaussian"),
         Variant({}, {ADAPTED: {"image_auroc": "image_auroc"}}, "adapted"),
         Variant(_ADGAN, {"ADGAN": _by_score("adgan")}),
         Variant(_FAKES, {"ADGAN + synthetic fakes": _by_score("adgan")}),
     ],
     "table3": [
         Variant({}, {BASELINE: _ALL}, "neighbours"),
+        Variant({}, {GAUSSIAN: _ALL}, "gaussian"),
         Variant(_ADGAN, {"ADGAN": _ALL, "attention mean": _by_score("attention")}),
         Variant(_FAKES, {"ADGAN + synthetic fakes": _IMAGE}),  # stage 1, and so every map, is the same
     ],
