@@ -75,6 +75,9 @@ def test_what_choose_a_detector_says():
         mean("image_auroc", table="table5", recipe="paper", method="ADGAN", class_=name) for name in CIFAR10_CLASSES
     ]
     assert fmean(whole) > fmean(paper) + 0.1  # far ahead
+    places = [mean("image_auroc", table="table2", recipe="gaussian", class_=name) for name in CIFAR10_CLASSES]
+    assert max(p - w for p, w in zip(places, whole, strict=True)) < -0.1  # place by place: far behind, in every class
+    assert fmean(places) < fmean(paper)  # the wrong one
     seconds = {m: fmean(float(r["seconds"]) for r in ROWS if r["table"] == "beyond" and r["method"] == m)
                for m in (APART, STRONG)}  # fmt: skip
     assert seconds[APART] < 15 < seconds[STRONG]
