@@ -11,6 +11,7 @@ from attnad.study.summary import NOT_RUN, Summary, spread
 from attnad.study.tables import CIFAR10_CLASSES, PAPER_METRICS
 
 MARGIN = 0.03  # an AUROC less than this away counts as level
+AS_IT_STANDS = ("", '{"attention.renew_statistics": false}')  # overrides: none, or what `quick` was before D34
 
 
 class Claim(NamedTuple):
@@ -83,19 +84,22 @@ class Measured(NamedTuple):
 
 
 class _Key(NamedTuple):
-    kind: tuple  # of run: pretrained or not, epochs, encoder, size, data set
+    kind: tuple  # of run: pretrained or not, epochs, encoder, size, data set, with overrides or without
     place: str
     name: str  # of the class or category
     seed: str
 
 
 def measure(claim: Claim, results: Path, recipe: str) -> list[Measured]:
-    """What a recipe's runs, as it stands, say of a claim; nothing where nothing has been run.
+    """What a recipe's runs, as it stands or stood, say of a claim; nothing where nothing has been run.
 
     Of each place those runs count that have the most classes, then a pretrained encoder, then the most epochs.
     """
-    rows = [row for row in read_results(results / "results.csv")
-            if (row["metric"], row["recipe"], row["overrides"]) == (claim.metric, recipe, "")]  # fmt: skip
+    rows = [
+        row
+        for row in read_results(results / "results.csv")
+        if (row["metric"], row["recipe"]) == (claim.metric, recipe) and row["overrides"] in AS_IT_STANDS
+    ]
     ours, other = (
         {_key(row): float(row["value"]) for row in rows if (row["table"], row["method"]) in names}
         for names in (claim.rows, claim.than)
@@ -177,7 +181,8 @@ def _key(row: dict[str, str]) -> _Key:
     epochs = row["epochs"].split("+")
     if row["metric"].startswith("pixel"):
         del epochs[1:]  # maps are the first stage's
-    kind = row["weights"] == "imagenet", tuple(map(int, epochs)), row["encoder"], row["size"], row["dataset"]
+    shape = tuple(map(int, epochs)), row["encoder"], row["size"], row["dataset"], row["overrides"] == ""
+    kind = row["weights"] == "imagenet", *shape
     place = "CIFAR-10" if row["class"] in CIFAR10_CLASSES else row["class"]
     return _Key(kind, place, row["class"], row["seed"])
 
