@@ -37,7 +37,8 @@ def train_command(config_type: type) -> type:
         "connections, alone; guided, strong on features times that map; neighbours, nearest neighbours on "
     )
     recipe_help += "frozen features; adapted, the same on features that were first adapted to the normal images, for "
-    recipe_help += f"whole images; {', '.join(RIVALS)}, systems that the paper compares itself with."
+    recipe_help += "whole images; dcgan, the GAN on images of the paper's table 1; "
+    recipe_help += f"{', '.join(RIVALS)}, systems that the paper compares itself with."
     names = f"{{{','.join(RECIPES)}}}"  # `attnad.detectors.recipe` refuses others
     return make_dataclass(
         "Train",
@@ -126,11 +127,11 @@ class Reproduce:
     recipe: Literal["quick", "paper"] = "quick"
     """Where the values of the runs come from, as for attnad train."""
     encoder: EncoderName | None = None
-    """Another encoder than the recipe's (not in table1, whose GAN has none of these)."""
+    """Another encoder than the recipe's; in tables of the paper's detector alone, as are the epochs of its stages."""
     size: int | None = None
     """Another side of the images than the recipe's, in pixels."""
     epochs: int | None = None
-    """Other epochs of stage 1 than the recipe's. The rows say how many."""
+    """Other epochs of stage 1 than the recipe's. The rows say how many; in table1, --set epochs=10."""
     adgan_epochs: int | None = None
     """Other epochs of stage 2 than the recipe's. The rows say how many."""
     set: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.dete
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
 RECIPES = (  # of all, see `attnad.detectors`
-    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", *RIVALS,
+    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", "dcgan", *RIVALS,
 )  # fmt: skip
 PRETRAINED = {  # encoders that come with weights, and on what these were trained
     "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
@@ -107,11 +107,7 @@ class ADGANConfig:
     train_features: bool = False
     """Train the two layers of F_img with D2, or keep them frozen (D16)."""
     synthetic_fakes: bool = False
-    """Show D2 the masked features of synthetic anomalies as fakes too, as table 1's study does with images (D17)."""
-    real_anomalies: int = 0
-    """Show D2 so many training images of the other classes as fakes too: the row "semi" of table 1 (D26)."""
-    pixels: bool = False
-    """Work on images, without features and attention: the DCGAN with an encoder of table 1 (D25)."""
+    """Show D2 the masked features of synthetic anomalies as fakes too, as table 1 does with images (D17)."""
     ema: float = 0.99
     """Decay, a step, of the moving average of D2's weights that scores (D18)."""
 
@@ -189,15 +185,19 @@ def recipe(name: str, data: str) -> RunConfig:
 Range = tuple[str, str, Callable[[Any], bool]]  # names of fields, what they take, whether a value is that
 SIZE: Range = ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0)
 SEED: Range = ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63)
-_RANGES: tuple[Range, ...] = (
-    SIZE,
-    SEED,
+AUGMENT_RANGES: tuple[Range, ...] = (
     ("augment.grids", "one or more whole numbers from 2 to 32", lambda v: v and all(2 <= g <= 32 for g in v)),
     ("augment.box_area", "two shares above 0 and up to 1, the lower first", lambda v: 0 < v[0] <= v[1] <= 1),
     ("augment.box_aspect", "1 or more", lambda v: 1 <= v < math.inf),
     ("augment.hue", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
-    ("augment.whole_share augment.brightness augment.contrast augment.saturation adgan.ema",
+    ("augment.whole_share augment.brightness augment.contrast augment.saturation",
      "from 0 to 1", lambda v: 0 <= v <= 1),
+)  # fmt: skip
+_RANGES: tuple[Range, ...] = (
+    SIZE,
+    SEED,
+    *AUGMENT_RANGES,
+    ("adgan.ema", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("attention.latent", "from 1 to 1024", lambda v: 1 <= v <= 1024),
     ("attention.width", "from 2 to 128", lambda v: 2 <= v <= 128),
     ("attention.batch adgan.batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
@@ -205,7 +205,7 @@ _RANGES: tuple[Range, ...] = (
     ("attention.beta1 adgan.beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("attention.adv_ano_weight attention.adv_weight attention.g_weight attention.att_weight attention.kl_weight "
      "adgan.reconstruction_weight", "0 or more", lambda v: 0 <= v < math.inf),
-    ("attention.epochs adgan.epochs adgan.real_anomalies", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
+    ("attention.epochs adgan.epochs", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
 )  # fmt: skip
 
 
@@ -223,6 +223,11 @@ def check_ranges(config: Any, ranges: Iterable[Range]) -> None:
 def check(config: RunConfig) -> None:
     """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
     check_ranges(config, _RANGES)
+    check_grids(config)
+
+
+def check_grids(config: Any) -> None:
+    """Raise ValueError where a grid of `augment` does not divide the images."""
     if odd := [grid for grid in config.augment.grids if config.size % grid]:
         raise ValueError(f"augment.grids: {config.size} pixels do not divide by {odd[0]}; choose another grid or size")
 
@@ -232,16 +237,21 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+_GONE = {"ADGANConfig": {"pixels": False, "real_anomalies": 0}}  # the GAN of table 1 is a detector of its own now
+
+
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """Build a configuration of class `cls` from plain dictionaries, as `to_dict` or JSON gives them.
 
-    A field that is younger than the file takes its metadata's "before": what there was without it. Raises ValueError on
-    a key that is unknown or missing and on a value of another type, naming it, so that a file of another version is
-    refused.
+    A field that is younger than the file takes its metadata's "before": what there was without it, and one that is gone
+    is passed over where it says what there is without it (`_GONE`). Raises ValueError on a key that is unknown or
+    missing and on a value of another type, naming it, so that a file of another version is refused.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
     hints = get_type_hints(cls)
+    gone = _GONE.get(cls.__name__, {})
+    values = {name: value for name, value in values.items() if name not in gone or value != gone[name]}
     values = {f.name: f.metadata["before"] for f in fields(cls) if "before" in f.metadata} | values
     if wrong := sorted(hints.keys() ^ values.keys()):
         raise ValueError(

@@ -170,7 +170,7 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
     return encoder
 
 
-def _decoder(in_channels: int, width: int) -> nn.Sequential:
+def decoder(in_channels: int, width: int) -> nn.Sequential:
     """Four transposed convolutions, each doubling the size: [n, c, s/16, s/16] to [n, width/2, s, s] (section 4.1)."""
     channels = [in_channels, 4 * width, 2 * width, width, width // 2]
     layers: list[nn.Module] = []
@@ -206,7 +206,7 @@ class AttentionNetwork(nn.Module):
         self.encoder.requires_grad_(not config.freeze_encoder)
         self.freeze_encoder = config.freeze_encoder
         self.to_latent = nn.Conv2d(self.encoder.out_channels, 2 * config.latent, 1)
-        self.decoder = _decoder(config.latent, config.width)
+        self.decoder = decoder(config.latent, config.width)
         self.image_head = _head(config.width // 2, 3)
         self.attention_head = _head(config.width // 2, 1)
 
@@ -296,30 +296,25 @@ class FeatureLayers(nn.Module):
 class ADGAN(nn.Module):
     """Stage 2: a GAN on masked features F_nor (section 3.3, figure 2).
 
-    Generator G2 encodes and decodes features [n, c, s/2, s/2]; D2 gives their logits [n]. With `pixels` the images
-    themselves [n, 3, s, s] take the features' place and no attention is paid: table 1's DCGAN with an encoder (D25).
+    Generator G2 encodes and decodes features [n, c, s/2, s/2]; D2 gives their logits [n].
     """
 
-    def __init__(
-        self, encoder: ResNet18 | EfficientNetLite0, config: AttentionConfig, size: int, *, pixels: bool = False
-    ):
+    def __init__(self, encoder: ResNet18 | EfficientNetLite0, config: AttentionConfig, size: int):
         super().__init__()
-        self.pixels = pixels
-        features = None if pixels else FeatureLayers(encoder)
-        self.features = features or nn.Identity()
-        channels = features.out_channels if features else 3
+        self.features = FeatureLayers(encoder)
+        channels = self.features.out_channels
         # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
-        self.encoder = ResNet18(config.width, channels, normalise=pixels)
+        self.encoder = ResNet18(config.width, channels, normalise=False)
         self.decoder = nn.Sequential(
-            _decoder(self.encoder.out_channels, config.width),
+            decoder(self.encoder.out_channels, config.width),
             nn.Conv2d(config.width // 2, channels, 1),
-            nn.Sigmoid() if pixels else nn.ReLU(),
+            nn.ReLU(),
         )
-        self.discriminator = Discriminator(channels, size if pixels else size // 2, config.width)
+        self.discriminator = Discriminator(channels, size // 2, config.width)
 
     def masked(self, x: Tensor, a_gen: Tensor) -> Tensor:
         """F_nor of eq. (6) for images [n, 3, s, s] and their maps [n, 1, s, s]: [n, c, s/2, s/2]."""
-        return x if self.pixels else masked_features(self.features(x), a_gen)
+        return masked_features(self.features(x), a_gen)
 
     def generate(self, f_nor: Tensor) -> Tensor:
         """G2: features to features of the same shape."""

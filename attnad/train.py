@@ -9,7 +9,7 @@ More than 300 lines: both stages' step and loop stand in the paper's order, to b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -274,19 +274,19 @@ def adgan_step(
     stage: ADGANConfig,
     x: Tensor,
     a_gen: Tensor,
-    anomalous: Sequence[tuple[Tensor, Tensor]] = (),
+    anomalous: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Train D2, its moving average and G2 on one batch: x [n, 3, s, s] in [0, 1] and its maps [n, 1, s, s].
 
-    `anomalous` are further fakes, each images and their maps of the same shapes. Returns the losses before the step, in
-    the order of ADGAN_TERMS: [3], detached. Source: section 3.3, eq. (6).
+    `anomalous` are further fakes, synthetic anomalies and their maps of the same shapes. Returns the losses before the
+    step, in the order of ADGAN_TERMS: [3], detached. Source: section 3.3, eq. (6).
     """
     with autocast(x.device):
         f_nor = adgan.masked(x, a_gen).float()  # eq. (6)
         f_gen = adgan.generate(f_nor.detach()).float()
 
         # Discriminator D2: masked features of normal images are real, generated ones fake.
-        fakes = [f_gen.detach(), *(adgan.masked(x_ano, a_ano).float() for x_ano, a_ano in anomalous)]
+        fakes = [f_gen.detach(), *([] if anomalous is None else [adgan.masked(*anomalous).float()])]
         logits = adgan.discriminator(torch.cat([f_nor, *fakes])).float().split(len(x))
     l_d = -torch.stack([adversarial_loss(logits[0], fake) for fake in logits[1:]]).mean()
     optimizer_d.zero_grad()
@@ -312,22 +312,20 @@ def train_adgan(
     network: AttentionNetwork,
     *,
     device: torch.device,
-    anomalies: Tensor | None = None,
     folder: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
     progress: bool = True,
 ) -> ADGAN:
     """Train stage 2 on normal images under the frozen attention network, resuming where `folder` holds a state.
 
-    Takes uint8 images [n, 3, s, s], G1 in evaluation mode and, for table 1's "semi" only, real anomalies as uint8
-    images too; returns ADGAN in evaluation mode, its F_img and D2 replaced by their moving averages. With a folder,
-    writes adgan.state.safetensors and lines into log.csv.
+    Takes uint8 images [n, 3, s, s] and G1 in evaluation mode; returns ADGAN in evaluation mode, its F_img and D2
+    replaced by their moving averages. With a folder, writes adgan.state.safetensors and lines into log.csv.
     Raises as `train_attention` does. Source: section 3.3, eq. (6).
     """
     stage, augment = config.adgan, config.augment
     network.eval()
     with seeded(config.seed):
-        adgan = ADGAN(network.encoder, config.attention, config.size, pixels=stage.pixels)
+        adgan = ADGAN(network.encoder, config.attention, config.size)
     adgan = adgan.to(device).to(memory_format=torch.channels_last).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
     judge = judge_of(adgan)
@@ -337,7 +335,6 @@ def train_adgan(
     generator = torch.Generator(device).manual_seed(config.seed)
 
     images = images.to(device)
-    anomalies = None if anomalies is None else anomalies.to(device)
     state = State(
         folder and folder / "adgan.state.safetensors",
         {"adgan": adgan, "average": average},
@@ -351,14 +348,11 @@ def train_adgan(
     losses = torch.empty(steps, len(ADGAN_TERMS), device=device)
 
     def step_on(chosen: Tensor) -> Tensor:
-        x, anomalous = to_float(images[chosen]), []
+        x, anomalous = to_float(images[chosen]), None
         if stage.synthetic_fakes:
-            anomalous.append(synthesize(x, augment, generator)[0])
-        if anomalies is not None:
-            drawn = torch.randint(len(anomalies), (len(x),), generator=generator, device=device)
-            anomalous.append(to_float(anomalies[drawn]))
-        pairs = [(x_ano, x_ano[:, :1] if stage.pixels else draw_maps(network, x_ano)) for x_ano in anomalous]
-        return adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], pairs)
+            x_ano, _ = synthesize(x, augment, generator)
+            anomalous = x_ano, draw_maps(network, x_ano)
+        return adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], anomalous)
 
     step_of = capture(step_on, generator, state.tensors)
     with tqdm(total=stage.epochs * steps, initial=done * steps, desc="ADGAN", disable=not progress) as bar:

@@ -40,15 +40,15 @@ def few_crops(patch: pytest.MonkeyPatch, train: int = 24, good: int = 8, defect:
         patch.setattr(textures, name, n)
 
 
-def random_run(width: int = 8, *, pixels: bool = False) -> Run:
+def random_run(width: int = 8) -> Run:
     """A run of 32 pixels with random weights and batch statistics, so that every layer matters."""
     config = recipe("quick", "textures")
     attention = replace(config.attention, width=width, latent=4)
-    config = replace(config, size=32, attention=attention, adgan=replace(config.adgan, pixels=pixels), seed=7)
+    config = replace(config, size=32, attention=attention, seed=7)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network, discriminator = AttentionNetwork(attention), Discriminator(4, 32, width)
-        adgan = ADGAN(network.encoder, attention, 32, pixels=pixels)
+        adgan = ADGAN(network.encoder, attention, 32)
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 torch.nn.init.kaiming_normal_(parameter)  # the networks' own start gives a map that is almost constant

@@ -11,7 +11,7 @@ from claimed import APART, MAIN, RESULTS, ROWS, STRONG, mean
 
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors.rivals import RIVALS
-from attnad.study.claims import CLAIMS, Claim, measure
+from attnad.study.claims import CLAIMS, FULL, Claim, measure
 from attnad.study.results import read_results
 from attnad.study.summary import summary
 
@@ -187,14 +187,14 @@ def test_adapting_gains_on_frozen_features():
 
 def test_runs_that_are_compared_differ_in_the_method_alone():
     """The pairs, against a plain count over the rows: on bottles at full width one seed has both losses' rows."""
-    (bottle,) = measure(CLAIMS["attention loss"], RESULTS, "paper")
+    (bottle,) = measure(CLAIMS["attention loss"], RESULTS, FULL)
     full = {"recipe": "paper", "class_": "bottle", "metric": "pixel_auroc", "seed": "0", "overrides": ""}
     assert bottle.ours == [mean(table="table3", method="ADGAN", **full)]
     assert bottle.other == [mean(table="table4", method="L_adv^ano only", **full)]
-    (ten,) = measure(CLAIMS["discriminator"], RESULTS, "paper")
+    (ten,) = measure(CLAIMS["discriminator"], RESULTS, FULL)
     assert (ten.place, ten.classes) == ("CIFAR-10", 10)
     assert ten.ours == [pytest.approx(mean("image_auroc", table="table5", recipe="paper", method="ADGAN"))]
-    assert measure(Claim("", "image_auroc", (("table9", "nobody"),), ("2", "Proposed")), RESULTS, "paper") == []
+    assert measure(Claim("", "image_auroc", (("table9", "nobody"),), ("2", "Proposed")), RESULTS, FULL) == []
 
 
 def test_every_table_can_be_shown():

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from made import write_images
 from studies import NO_GAME, PAPER, PRINTED, RECIPE, TINY, counted, short_study, study
 
-from attnad import train
 from attnad.cli import main
-from attnad.config import RunConfig
 from attnad.data import load_test, textures
-from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors import paper
 from attnad.errors import DataError, TrainingError
 from attnad.metrics import auroc
 from attnad.run import load_run
 from attnad.study.engines import reproduce
 from attnad.study.results import COLUMNS, KEY, read_results
 from attnad.study.tables import (
-    TABLES,
     folder_name,
     jobs,
 )
@@ -175,85 +167,6 @@ def test_the_command_fails_with_one_line_for_each_failed_run(tmp_path, capsys):
 
 
 # --- data sets in folders --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory) -> Path:
-    """CIFAR-10's layout, 20 training and 3 test images a class; the first pixel says which image it is."""
-    root, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
-    for number, name in enumerate(CIFAR10_CLASSES):
-        for part, n in (("train", 20), ("test", 3)):
-            images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-            images[:, 0, 0] = [(number, part == "test", i) for i in range(n)]
-            write_images(root / "cifar10" / part / name, images)
-    return root
-
-
-@pytest.fixture(scope="module")
-def table1(colours) -> dict[str, Any]:
-    """All rows of table 1 for one class, and what stage 2 was shown in each."""
-    shown: list[dict[str, Any]] = []
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # there are fewer images than in CIFAR-10
-        train_adgan, synthesize = paper.train_adgan, train.synthesize
-
-        def spy_adgan(config: RunConfig, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            shown.append({"images": images, "anomalies": kwargs["anomalies"], "made": []})
-            return train_adgan(config, images, *args, **kwargs)
-
-        def spy_synthesize(x: torch.Tensor, *args: Any) -> Any:
-            shown[-1]["made"].append((x, (found := synthesize(x, *args))[0]))
-            return found
-
-        patch.setattr(paper, "train_adgan", spy_adgan)
-        patch.setattr(train, "synthesize", spy_synthesize)
-        folders = {"runs": colours / "runs", "results": colours / "results"}
-        arguments = {"overrides": {"attention.width": 4, "adgan.epochs": 1}, "data_root": colours, "device": "cpu"}
-        reproduce("table1", classes=["cat"], seeds=[0], **arguments, **folders)
-    methods = [method for variant in TABLES["table1"] for method in variant.rows]
-    return dict(zip(methods, shown, strict=True))
-
-
-def test_table1_gives_its_seven_rows(table1, colours):
-    found = read_results(colours / "results" / "results.csv")
-    assert sorted(r["method"] for r in found) == sorted(table1)
-    for row in found:
-        assert (row["dataset"], row["class"], row["metric"], row["n"]) == ("CIFAR-10", "cat", "image_auroc", "30")
-        assert (row["epochs"], row["encoder"], row["weights"]) == ("0+1", "resnet18", "random")
-
-
-def test_semi_sees_128_training_images_of_the_other_classes(table1):
-    cat = CIFAR10_CLASSES.index("cat")
-    for method, shown in table1.items():
-        assert set(shown["images"][:, 0, 0, 0].tolist()) == {cat}
-        assert not shown["images"][:, 1, 0, 0].any()
-        if not method.startswith("semi"):
-            assert shown["anomalies"] is None
-            continue
-        names = [tuple(name) for name in shown["anomalies"][:, :, 0, 0].tolist()]
-        assert len(names) == len(set(names)) == 128
-        assert {number for number, _, _ in names} == set(range(10)) - {cat}
-        assert not any(is_test for _, is_test, _ in names)
-        assert not shown["made"]
-
-
-@pytest.mark.parametrize("method", ["base", "rotate", "perm", "jitter", "rotate+perm", "rotate+perm+jitter"])
-def test_fakes_are_made_by_the_rows_steps_alone(table1, method):
-    def turned(x: torch.Tensor) -> torch.Tensor:  # [n, 3, s, s] -> by 90, 180 and 270 degrees: [n, 3, 3, s, s]
-        return torch.stack([torch.rot90(x, k, (2, 3)) for k in (1, 2, 3)], 1)
-
-    def sorted_pixels(x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(2).sort(2).values
-
-    made = table1[method]["made"]
-    assert len(made) == (0 if method == "base" else 1)
-    for x, x_ano in made:
-        assert x.shape == x_ano.shape
-        assert (x != x_ano).flatten(1).any(1).all()
-        rotation = torch.isclose(turned(x), x_ano[:, None], atol=1e-5).flatten(2).all(2).any(1).all()
-        moved = torch.allclose(sorted_pixels(x), sorted_pixels(x_ano), atol=1e-5)
-        assert bool(rotation) == (method == "rotate")
-        assert moved == ("jitter" not in method)
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,10 @@ def named(scores: Scores) -> dict[str, torch.Tensor]:
     return {name: values for name, values in scores.named() if name != "discriminator"}
 
 
-@pytest.mark.parametrize("pixels", [False, True])
-def test_the_graph_is_the_model(tmp_path, monkeypatch, pixels):
+def test_the_graph_is_the_model(tmp_path, monkeypatch):
     """In single precision the two agree to rounding; without half weights nothing hides."""
     monkeypatch.setattr(attnad.show.export, "_halve_weights", lambda model: None)
-    run = random_run(pixels=pixels)
+    run = random_run()
     before = run.score(random_images())
     export_run(run, tmp_path / "m.onnx")
     after, exported = run.score(random_images()), load_exported(tmp_path / "m.onnx").score(random_images())

@@ -41,10 +41,10 @@ def images() -> Tensor:
 
 
 def train_both(config: RunConfig, images: Tensor, device: torch.device = CPU, **more) -> dict[str, Tensor]:
-    """All weights after both stages; real anomalies are shown to stage 2 as well, so that all of its step is run."""
+    """All weights after both stages."""
     more = {"device": device, "progress": False, "save_seconds": 0} | more
     network, discriminator = train_attention(config, images, **more)
-    adgan = train_adgan(config, images, network, anomalies=255 - images[:5], **more)
+    adgan = train_adgan(config, images, network, **more)
     return {
         f"{part}.{name}": value
         for part, module in {"network": network, "discriminator": discriminator, "adgan": adgan}.items()
@@ -185,9 +185,8 @@ def test_training_resumes_through_a_recording(images, tmp_path, stand_in):
     network = again[0]
     for epochs in (1, 3):
         adgan = train_adgan(
-            config(epochs=epochs), images, network, anomalies=255 - images[:5], device=CPU, folder=parts,
-            save_seconds=0, progress=False,
-        )  # fmt: skip
+            config(epochs=epochs), images, network, device=CPU, folder=parts, save_seconds=0, progress=False
+        )
     for part, module in {"network": network, "discriminator": again[1], "adgan": adgan}.items():
         assert all(torch.equal(value, expected[f"{part}.{name}"]) for name, value in module.state_dict().items())
 

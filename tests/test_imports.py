@@ -31,7 +31,7 @@ ROWS = [
     ("detectors.adapted", "detectors.rivals.attention", "detectors.rivals.networks", "detectors.rivals.rival"),
     ("detectors.rivals.anogan", "detectors.rivals.autoencoder", "detectors.rivals.cavga", "detectors.rivals.gamma_vae"),
     ("detectors.rivals.lsa", "detectors.rivals.ocgan", "detectors.rivals.students", "detectors.rivals.superpixels"),
-    ("detectors.rivals.ulslm", "detectors.rivals.vevae", "detectors.skips"),
+    ("detectors.rivals.ulslm", "detectors.rivals.vevae", "detectors.skips", "detectors.dcgan"),
     ("detectors.rivals", "detectors.guided"),
     ("detectors",),
     ("run",),

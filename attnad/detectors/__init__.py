@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnad.detectors.adapted import Adapted
+from attnad.detectors.dcgan import DCGAN
 from attnad.detectors.guided import Guided
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
@@ -31,7 +32,7 @@ from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
     "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
-    "guided": Guided, "neighbours": Neighbours, "adapted": Adapted, **RIVALS,
+    "guided": Guided, "neighbours": Neighbours, "adapted": Adapted, "dcgan": DCGAN, **RIVALS,
 }  # fmt: skip
 
 

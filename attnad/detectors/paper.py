@@ -8,7 +8,6 @@ RUN/*.state.safetensors            training state, to resume from; removed when 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from attnad.checkpoint import load_json, load_module, load_tensors, module_tensors, save_tensors
 from attnad.config import RunConfig, check, differences, from_dict, recipe, short_hash, to_dict
-from attnad.data import classes, load_train
 from attnad.errors import CheckpointError, TrainingError
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
@@ -54,8 +52,7 @@ class Paper:
             network, discriminator = train_attention(config, images, **training)
         else:
             network, discriminator = _take_over(options.stage1, folder, config, images, options.device)
-        anomalies = _real_anomalies(config, options.data_root) if config.adgan.real_anomalies else None
-        adgan = train_adgan(config, images, network, anomalies=anomalies, **training)
+        adgan = train_adgan(config, images, network, **training)
         save_tensors(
             folder / "attention.safetensors",
             module_tensors("network", network) | module_tensors("discriminator", discriminator),
@@ -67,7 +64,7 @@ class Paper:
     def load(cls, config: RunConfig, folder: Path, *, device: torch.device) -> Paper:
         """Load the networks of a finished run; raises CheckpointError on weights of another architecture."""
         network, discriminator = _load_attention(folder, config, device)
-        adgan = ADGAN(network.encoder, config.attention, config.size, pixels=config.adgan.pixels)
+        adgan = ADGAN(network.encoder, config.attention, config.size)
         path = folder / "adgan.safetensors"
         load_module("adgan", adgan, load_tensors(path), path)
         return cls(network, discriminator, adgan.to(device).to(memory_format=torch.channels_last).eval())
@@ -114,14 +111,3 @@ def _load_attention(folder: Path, config: RunConfig, device: torch.device) -> tu
     for module in (network, discriminator):
         module.to(device).to(memory_format=torch.channels_last).eval()
     return network, discriminator
-
-
-def _real_anomalies(config: RunConfig, data_root: Path | None) -> Tensor:
-    """Draw training images of the other classes, for table 1's "semi": uint8 [real_anomalies, 3, s, s]."""
-    others = [name for name in classes(config.data, data_root) if name != config.normal_class]
-    if config.normal_class is None or not others:
-        raise TrainingError(f"{config.data}: real anomalies need a data set of several classes and a normal one")
-    load = partial(load_train, config.data, size=config.size, root=data_root)
-    images = torch.cat([load(normal_class=name).images for name in others])
-    generator = torch.Generator().manual_seed(config.seed)
-    return images[torch.randperm(len(images), generator=generator)[: config.adgan.real_anomalies]]

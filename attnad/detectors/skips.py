@@ -25,6 +25,7 @@ from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
 from attnad.frozen import FrozenName, enlarged, frozen_network
 from attnad.losses import dice_loss, focal_loss
 from attnad.stains import StainConfig, stain
+from attnad.state import FitOptions
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class AttentionMap(Rival):
         self.encoder.eval()  # frozen: its batch statistics are ImageNet's
         return self
 
-    def begin(self, images: Tensor) -> None:
+    def begin(self, images: Tensor, options: FitOptions) -> None:
         self.encoder.load_state_dict(frozen_network(self.config.encoder).state_dict())
 
     def logits(self, x: Tensor) -> Tensor:

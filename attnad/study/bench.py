@@ -240,7 +240,7 @@ def _usual_adgan(config: RunConfig, device: torch.device, network: AttentionNetw
     )
 
     def step(x: Tensor, x_ano: Tensor, _: Tensor) -> list[float]:
-        fakes = [(x_ano, draw_maps(network, x_ano))] if stage.synthetic_fakes else []
+        fakes = (x_ano, draw_maps(network, x_ano)) if stage.synthetic_fakes else None
         losses = adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, draw_maps(network, x), fakes)
         return [loss.item() for loss in losses]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from attnad.study.summary import NOT_RUN, Summary, spread
 from attnad.study.tables import CIFAR10_CLASSES, PAPER_METRICS
 
 MARGIN = 0.03  # an AUROC less than this away counts as level
+FULL, SHORTENED = ("paper",), ("quick", "dcgan")  # recipes
 AS_IT_STANDS = ("", '{"attention.renew_statistics": false}')  # overrides: none, or what `quick` was before D34
 
 
@@ -90,15 +92,15 @@ class _Key(NamedTuple):
     seed: str
 
 
-def measure(claim: Claim, results: Path, recipe: str) -> list[Measured]:
-    """What a recipe's runs, as it stands or stood, say of a claim; nothing where nothing has been run.
+def measure(claim: Claim, results: Path, recipes: Sequence[str]) -> list[Measured]:
+    """What runs of recipes, as they stand or stood, say of a claim; nothing where nothing has been run.
 
     Of each place those runs count that have the most classes, then a pretrained encoder, then the most epochs.
     """
     rows = [
         row
         for row in read_results(results / "results.csv")
-        if (row["metric"], row["recipe"]) == (claim.metric, recipe) and row["overrides"] in AS_IT_STANDS
+        if row["metric"] == claim.metric and row["recipe"] in recipes and row["overrides"] in AS_IT_STANDS
     ]
     ours, other = (
         {_key(row): float(row["value"]) for row in rows if (row["table"], row["method"]) in names}
@@ -125,8 +127,8 @@ def measure(claim: Claim, results: Path, recipe: str) -> list[Measured]:
 
 def verdict(claim: Claim, results: Path) -> str:
     """Say in a word whether a claim holds, by the full runs, or by shortened ones where there are no others."""
-    full = measure(claim, results, "paper")
-    found = full or measure(claim, results, "quick")
+    full = measure(claim, results, FULL)
+    found = full or measure(claim, results, SHORTENED)
     holds = [each.place for each in found if _holds(claim, each)]
     fails = [each.place for each in found if not _holds(claim, each)]
     if not found:
@@ -139,7 +141,7 @@ def verdict(claim: Claim, results: Path) -> str:
 def claims(results: Path = Path("book/results")) -> Summary:
     """The paper's claims, what was measured, a verdict, and how sure it is: a line for each place.
 
-    Runs of recipe `paper` first; shortened ones, of recipe `quick`, only of places that have no others.
+    Runs of recipe `paper` first; shortened ones, of recipes `quick` and `dcgan`, only of places that have no others.
     """
     lines = []
     for claim in CLAIMS.values():
@@ -148,9 +150,9 @@ def claims(results: Path = Path("book/results")) -> Summary:
             table, method, *against = claim.printed
             means = [_printed(claim.metric, table, name, results)["mean"] for name in (method, *against)]
             text += " (" + " against ".join(f"{mean:g}" for mean in means) + ")"
-        full = measure(claim, results, "paper")
+        full = measure(claim, results, FULL)
         places = {each.place for each in full}
-        short = [each for each in measure(claim, results, "quick") if each.place not in places]
+        short = [each for each in measure(claim, results, SHORTENED) if each.place not in places]
         for each in full + short:
             place = f"{each.place}, {each.classes} classes" if each.place == "CIFAR-10" else each.place
             other = spread(each.other) if claim.than else f"printed {each.other[0]:g}"

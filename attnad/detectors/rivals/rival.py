@@ -1,6 +1,6 @@
 """What the rivals share: configuration, training loop, scores. A rival is a network, its losses and its maps.
 
-So is recipe `map` (`attnad.detectors.skips`), which is no rival, but trained alike.
+So are recipes `map` and `dcgan` (`attnad.detectors`), which are no rivals, but trained alike.
 
 What holds for all of them, where the originals say otherwise or nothing:
 
@@ -101,7 +101,7 @@ class Rival(nn.Module):
         """Judge images [n, 3, s, s] in [0, 1]."""
         raise NotImplementedError
 
-    def begin(self, images: Tensor) -> None:
+    def begin(self, images: Tensor, options: FitOptions) -> None:
         """Take from normal images, uint8 [n, 3, s, s], what training needs to know beforehand."""
 
     def finish(self, images: Tensor) -> None:
@@ -147,7 +147,7 @@ class Rival(nn.Module):
             model = cls(config)
         device = options.device
         model, images = model.to(device).to(memory_format=torch.channels_last).train(), images.to(device)
-        model.begin(images)
+        model.begin(images, options)
         optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, part in model.parts().items():
             learned = [p for p in part.parameters() if p.requires_grad]

@@ -29,6 +29,7 @@ from torch.nn.functional import interpolate
 from attnad.config import AttentionConfig
 from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
 from attnad.models import build_encoder
+from attnad.state import FitOptions
 from attnad.train import to_float
 
 LEVEL = 1  # of the teacher's strides 2, 4, 8 and 16
@@ -91,7 +92,7 @@ class Students(Rival):
         self.teacher.eval()
         return self
 
-    def begin(self, images: Tensor) -> None:
+    def begin(self, images: Tensor, options: FitOptions) -> None:
         pretrained = build_encoder(AttentionConfig(encoder=self.config.encoder))
         self.teacher.load_state_dict(pretrained.state_dict())
         features = torch.cat([self.target(to_float(part)) for part in images.split(64)])
