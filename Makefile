@@ -71,18 +71,19 @@ pdf: $(STAMP)
 	$(RUN) python book/web/pdf.py
 
 test: $(STAMP) $(CACHE)/.fresh
-	$(RUN) $(ALONE) pytest $(PARALLEL) $(CHAPTERS) tests
+	$(RUN) $(ALONE) pytest $(PARALLEL) -m "not machines" $(CHAPTERS) tests
 	@$(BROWSER) || echo "Not tested: the pages and widgets, for want of a browser. Install Chromium or Chrome, then make book and make test."
 	@test -e book/_build/html/index.html || echo "Not tested: the built pages. Run make book, then make test again."
 
 chapters: $(STAMP) $(CACHE)/.fresh
 	$(RUN) $(ALONE) pytest $(PARALLEL) $(CHAPTERS)
 
-# More threads than cores, then the instructions that most laptops have.
+# More threads than cores, then the instructions that most laptops have; last what asks for other machines by itself.
 TRAINING := tests/test_steps.py tests/test_train.py tests/test_run.py tests/test_cli.py tests/test_ray.py
 machines: $(STAMP)
 	$(RUN) OMP_NUM_THREADS=4 pytest $(TRAINING)
 	$(RUN) ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest $(TRAINING)
+	$(RUN) pytest -m machines tests/test_machine.py tests/test_promises.py
 
 lint: $(STAMP)
 	$(RUN) ruff check .

@@ -10,7 +10,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 pytest_plugins = ["faults", "pictures", "studies"]  # fixtures of several files; runs are trained once for all
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other host
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ def take_steps(encoder: str, shapes: list[tuple[int, int, int]]) -> None:
     print("done", flush=True)
 
 
+@pytest.mark.machines
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize(("encoder", "shapes"), ALL if WHOLE else SOME.items())
 def test_training_survives(instructions, encoder, shapes):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from browsing import PAGES, ROOT
+from browsing import HTML, PAGES, ROOT
 from PIL import Image
 from playwright.sync_api import Browser
 from pypdf import PdfReader
@@ -16,9 +16,11 @@ PDF = ROOT / "book/_build/attnad.pdf"
 
 @pytest.fixture(scope="module")
 def book(browser: Browser, address: str) -> PdfReader:
-    """Printed anew; the fixtures say where there is no browser or no built book."""
-    printed = subprocess.run([sys.executable, ROOT / "book/web/pdf.py"], capture_output=True, text=True)
-    assert printed.returncode == 0, printed.stderr
+    """Printed anew where its pages are newer; the fixtures say where there is no browser or no built book."""
+    sources = [*HTML.rglob("*.html"), *(ROOT / "book/web").iterdir()]
+    if not PDF.exists() or PDF.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        printed = subprocess.run([sys.executable, ROOT / "book/web/pdf.py"], capture_output=True, text=True)
+        assert printed.returncode == 0, printed.stderr
     return PdfReader(PDF)
 
 

@@ -88,6 +88,7 @@ def losses_with(threads: int, config: RunConfig) -> list[float]:
         return [float(loss) for *_, loss, _ in read_log(Path(folder) / "log.csv")]
 
 
+@pytest.mark.machines
 @pytest.mark.parametrize(("batch", "within"), [(256, 1e-4), (16, 0.1)], ids=["one step", "an epoch"])
 def test_training_begins_alike_with_any_number_of_threads(batch, within):
     """A step from the same weights has the same losses to four digits; what differs then grows, to some per cent."""

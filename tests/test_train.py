@@ -133,6 +133,7 @@ def test_renewing_changes_statistics_alone_and_maps_are_as_in_training(images):
         assert gaps[1] < 0.8 * gaps[0]
 
 
+@pytest.mark.machines
 def test_maps_of_recipe_quick_are_right_whatever_the_rounding():
     """With AVX2's and two threads, as `make machines` has it, all of them were anomalous until D34."""
     config = recipe("quick", "textures")
