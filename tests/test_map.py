@@ -14,9 +14,10 @@ from skimage.transform import resize
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import sigmoid_focal_loss
 
+from attnad.config import from_dict, to_dict
 from attnad.data import load_test, load_train
 from attnad.detectors import recipe
-from attnad.detectors.skips import AttentionPyramid
+from attnad.detectors.skips import AttentionMap, AttentionPyramid, MapConfig, one_cycle
 from attnad.errors import Stopped, TrainingError
 from attnad.frozen import frozen_network
 from attnad.losses import dice_loss, focal_loss
@@ -159,8 +160,9 @@ def test_a_loaded_run_scores_the_same_and_the_encoder_was_left_alone(run):
     assert all(torch.equal(value, published[name]) for name, value in trained.detector.encoder.state_dict().items())
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
-    config = replace(SMALL, epochs=2)
+@pytest.mark.parametrize("more", [{}, {"tune": 0.1, "schedule": "one-cycle"}], ids=["frozen", "tuned"])
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, more):
+    config = replace(SMALL, epochs=2, **more)
     train_run(config, tmp_path / "whole", progress=False)
     stopping.set()
     try:
@@ -171,6 +173,38 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     train_run(config, tmp_path / "stopped", progress=False)
     one, other = ((tmp_path / name / "map.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert one == other
+
+
+def test_one_cycle_is_pytorchs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=1000, cycle_momentum=False)
+    for step in range(1000):  # PyTorch's last step is at the very end, ours one before
+        assert one_cycle(step / 1000) == pytest.approx(schedule.get_last_lr()[0], abs=0.005)
+        optimizer.step()
+        schedule.step()
+    assert (one_cycle(0), one_cycle(0.3)) == (pytest.approx(1 / 25), pytest.approx(1))
+    assert one_cycle(0.999) < 1e-4
+
+
+def test_a_tuned_encoder_learns_at_its_share_of_the_rate_and_keeps_its_statistics():
+    torch.manual_seed(0)
+    model = AttentionMap(replace(SMALL, tune=0.1, schedule="one-cycle")).train()
+    assert {part: model.pace(part, 0.3) for part in model.parts()} == {"pyramid": 1.0, "encoder": 0.1}
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    optimizers = {name: torch.optim.Adam(part.parameters(), 1e-3) for name, part in model.parts().items()}
+    model.step(images(4, 32), optimizers, rng(0))
+    moved = {name for name, value in model.encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.endswith("conv_stem.weight") for name in moved), "down to the first layer"
+    assert not [name for name in moved if "running" in name]
+    frozen = AttentionMap(SMALL).train()
+    assert frozen.parts() == {"all": frozen}
+    assert not any(parameter.requires_grad for parameter in frozen.encoder.parameters())
+
+
+def test_a_run_from_before_the_encoder_could_be_tuned_is_read():
+    before = to_dict(SMALL)
+    del before["tune"], before["schedule"]
+    assert from_dict(MapConfig, before) == SMALL
 
 
 @pytest.mark.parametrize(

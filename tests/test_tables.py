@@ -57,8 +57,8 @@ def hashes(config: RunConfig) -> list[str]:
         ("table5", CIFAR10_CLASSES, 2),
         ("textures", ("brick",), len(TEXTURE_STUDY)),
         ("defects", MVTEC_CATEGORIES, len(DEFECT_STUDY)),
-        ("beyond", MVTEC_CATEGORIES, len(BEYOND)),
-        ("surfaces", textures.TEXTURES, len(BEYOND)),
+        ("beyond", MVTEC_CATEGORIES, len(BEYOND) + 1),
+        ("surfaces", textures.TEXTURES, len(BEYOND) + 1),
         ("choices", textures.CHOSEN_ON, 4),
         ("rivals", textures.TEXTURES, len(RIVALS)),
         ("rivals-mvtec", MVTEC_CATEGORIES, len(RIVALS)),
@@ -162,7 +162,7 @@ def test_rows_say_which_values_are_neither_the_recipes_nor_in_a_column():
     assert ours.config.attention.kl_weight == 1.0
     (job,) = jobs("table5", classes=["cat"], seeds=[0])[:1]
     assert job.overrides == ""
-    assert {job.config.size for job in jobs("beyond", classes=["pill"], seeds=[0], overrides={"size": 96})} == {96}
+    assert {job.config.size for job in jobs("surfaces", classes=["grass"], seeds=[0], overrides={"size": 96})} == {96}
     baseline = jobs("table2", classes=["cat"], seeds=[0], overrides={"attention.kl_weight": 1.0})[0]
     assert (baseline.config.recipe, baseline.overrides) == ("neighbours", "")
     for name, value, said in (

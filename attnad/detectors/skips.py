@@ -43,7 +43,22 @@ class MapConfig(RivalConfig):
     """Weight of the focal loss (D32)."""
     dice_weight: float = 0.2
     """Weight of the dice loss (D32)."""
+    tune: float = field(default=0.0, metadata={"before": 0.0})
+    """Learning rate of the encoder, as a share of the pyramid's; at 0 it is frozen (D32)."""
+    schedule: Literal["constant", "one-cycle"] = field(default="constant", metadata={"before": "constant"})
+    """What becomes of the learning rates: they stay, or rise for three tenths of the training and fall to 0 (D32)."""
     stains: StainConfig = field(default_factory=StainConfig)
+
+
+def one_cycle(passed: float) -> float:
+    """Share of the highest learning rate, 1/25 at the beginning, 1 after three tenths of the training, 0 at its end.
+
+    Source: Smith & Topin 2019, "Super-convergence"; cosines and numbers are those of PyTorch's OneCycleLR.
+    """
+    rising = passed < 0.3
+    half_turn = passed / 0.3 if rising else 1 + (passed - 0.3) / 0.7
+    wave = (1 - math.cos(math.pi * half_turn)) / 2
+    return 1 / 25 + wave * 24 / 25 if rising else wave
 
 
 class AttentionPyramid(nn.Module):
@@ -74,6 +89,7 @@ class AttentionMap(Rival):
     terms = ("L", "L_focal", "L_dice")
     ranges = (
         ("least", *SIZE[1:]),
+        ("tune", "from 0 to 1", lambda v: 0 <= v <= 1),
         ("focal_weight dice_weight", "0 or more", lambda v: 0 <= v < math.inf),
         ("stains.window stains.box", "two shares above 0 and up to 1, the lower first",
          lambda v: 0 < v[0] <= v[1] <= 1),
@@ -87,21 +103,28 @@ class AttentionMap(Rival):
 
     def __init__(self, config: MapConfig):
         super().__init__(config)
-        self.encoder = frozen_network(config.encoder, pretrained=False).eval().requires_grad_(False)
+        self.encoder = frozen_network(config.encoder, pretrained=False).eval().requires_grad_(config.tune > 0)
         self.pyramid = AttentionPyramid(list(self.encoder.channels[1:]), config.width)  # the finest costs most
 
     def train(self, mode: bool = True) -> AttentionMap:
         super().train(mode)
-        self.encoder.eval()  # frozen: its batch statistics are ImageNet's
+        self.encoder.eval()  # its batch statistics stay ImageNet's, also where it is tuned: those would lag (D34)
         return self
 
     def begin(self, images: Tensor, options: FitOptions) -> None:
         self.encoder.load_state_dict(frozen_network(self.config.encoder).state_dict())
 
+    def parts(self) -> dict[str, nn.Module]:
+        return {"pyramid": self.pyramid, "encoder": self.encoder} if self.config.tune else super().parts()
+
+    def pace(self, part: str, passed: float) -> float:
+        share = self.config.tune if part == "encoder" else 1.0
+        return share * (one_cycle(passed) if self.config.schedule == "one-cycle" else 1.0)
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits of A_gen [n, 1, s, s] for images [n, 3, s, s] in [0, 1]."""
         size = x.shape[-2:]
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.config.tune > 0 and torch.is_grad_enabled()):
             levels = [level.float() for level in self.encoder.pyramid(enlarged(x, self.config.least))[1:]]
         return interpolate(self.pyramid(levels), size=size, mode="bilinear")
 

@@ -115,10 +115,18 @@ class Rival(nn.Module):
         """What has an optimiser of its own."""
         return {"all": self}
 
+    def pace(self, part: str, passed: float) -> float:
+        """What a part's learning rate is multiplied by when a share of the training, from 0 to below 1, has passed."""
+        return 1.0
+
     def step(self, x: Tensor, optimizers: dict[str, torch.optim.Optimizer], generator: torch.Generator) -> Tensor:
         """Train on images [n, 3, s, s] in [0, 1]; returns the losses before the step, in the order of `terms`."""
         losses = self.losses(x, generator)
-        descend(optimizers["all"], losses[0])
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+        losses[0].backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
         return torch.stack(losses).detach()
 
     @classmethod
@@ -165,6 +173,9 @@ class Rival(nn.Module):
                 started = time.perf_counter()
                 order = torch.randperm(len(images), generator=generator, device=device)
                 for step in range(steps):
+                    for name, optimizer in optimizers.items():
+                        passed = (epoch - 1 + step / steps) / config.epochs
+                        optimizer.param_groups[0]["lr"] = config.learning_rate * model.pace(name, passed)
                     chosen = order[step * config.batch : (step + 1) * config.batch]
                     losses[step] = model.step(to_float(images[chosen]), optimizers, generator)
                     state.check(losses[: step + 1], cls.terms, epoch)
