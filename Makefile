@@ -12,12 +12,12 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
 # Whether there is a browser for the tests of pages and widgets.
 BROWSER := command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || command -v chrome >/dev/null
 
-# Tests and chapters run side by side, with one thread each: their figures then do not depend on the number of cores.
-# Tests of one file, and cells of one chapter, stay in one process; the chapters, which are long, begin.
+# Tests run side by side, and so do chapters, with one thread each: their figures then do not depend on the number of
+# cores. Tests of one file, and cells of one chapter, stay in one process.
 ALONE := OMP_NUM_THREADS=1
 PARALLEL := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-# Seconds that a cell may take in make test.
+# Seconds that a cell may take in make chapters.
 CELL_SECONDS ?= 600
 CHAPTERS := --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) notebooks
 
@@ -26,8 +26,8 @@ CHAPTERS := --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS)
 help:
 	@echo "make book      run the chapters and build the book into book/_build/html"
 	@echo "make pdf       print the built book into one file, book/_build/attnad.pdf"
-	@echo "make test      run every chapter and the tests"
-	@echo "make chapters  run every chapter and compare its checked outputs (a part of make test)"
+	@echo "make test      run the tests, of the built book too"
+	@echo "make chapters  run every chapter again, by nbval, and compare what it prints"
 	@echo "make machines  run the tests of training again, as on other machines: more threads, older processors"
 	@echo "make lint      check the code's rules, format and types"
 	@echo "make notebook  open the chapters in JupyterLab"
@@ -71,9 +71,9 @@ pdf: $(STAMP)
 	$(RUN) python book/web/pdf.py
 
 test: $(STAMP) $(CACHE)/.fresh
-	$(RUN) $(ALONE) pytest $(PARALLEL) -m "not machines" $(CHAPTERS) tests
+	$(RUN) $(ALONE) pytest $(PARALLEL) -m "not machines" tests
 	@$(BROWSER) || echo "Not tested: the pages and widgets, for want of a browser. Install Chromium or Chrome, then make book and make test."
-	@test -e book/_build/html/index.html || echo "Not tested: the built pages. Run make book, then make test again."
+	@test -e book/_build/html/index.html || echo "Not tested: the chapters and the built pages. Run make book, then make test again."
 
 chapters: $(STAMP) $(CACHE)/.fresh
 	$(RUN) $(ALONE) pytest $(PARALLEL) $(CHAPTERS)

@@ -53,7 +53,7 @@ class MapConfig(RivalConfig):
 def one_cycle(passed: float) -> float:
     """Share of the highest learning rate, 1/25 at the beginning, 1 after three tenths of the training, 0 at its end.
 
-    Source: Smith & Topin 2019, "Super-convergence"; cosines and numbers are those of PyTorch's OneCycleLR.
+    Source: Smith & Topin 2017, "Super-convergence"; cosines and numbers are those of PyTorch's OneCycleLR.
     """
     rising = passed < 0.3
     half_turn = passed / 0.3 if rising else 1 + (passed - 0.3) / 0.7
