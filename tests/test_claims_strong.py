@@ -7,7 +7,7 @@ from itertools import pairwise, product
 import pytest
 from claimed import APART, JOINED, MAIN, NEIGHBOURS, NOISE, ROWS, SKIPS, STAINS, STRONG, WEIGHED, mean
 
-from attnad.study.tables import CLASSES
+from attnad.study.tables import CLASSES, TUNED
 
 
 def beyond(metric: str, method: str, category: str) -> float:
@@ -87,6 +87,20 @@ def test_what_the_pages_say_of_the_attention_map_with_skips():
     for metric, least, near in (("image_auroc", 0.95, 0.03), ("pixel_auroc", 0.97, 0.02)):
         assert mean(metric, **at, method=SKIPS) > max(least, mean(metric, **at, method=APART) - near)
     assert mean("image_auroc", **(at | {"class_": "grass"}), method=SKIPS) < 0.5
+
+
+def test_what_the_results_page_says_of_a_tuned_encoder():
+    half = f"{TUNED} at 128 pixels"
+    gains = {name: [beyond(m, half, name) - beyond(m, SKIPS, name) for m in MAIN] for name in ("bottle", "pill")}
+    assert max(map(abs, gains["bottle"])) < 0.01  # as good
+    assert gains["pill"][1] > 0.05  # far better by pixels
+    assert all(beyond(m, half, name) < beyond(m, STRONG, name) for m in MAIN for name in gains)
+    bottles = [r for r in ROWS if (r["table"], r["class"]) == ("beyond", "bottle")]
+    seconds = {m: [float(r["seconds"]) for r in bottles if r["method"] == m] for m in (half, SKIPS)}
+    assert max(seconds[half]) < 0.55 * min(seconds[SKIPS])
+    at = {"table": "surfaces", "size": "64"}
+    assert all(mean(m, **at, class_="brick", method=TUNED) > mean(m, **at, class_="brick", method=SKIPS) for m in MAIN)
+    assert mean("image_auroc", **at, class_="grass", method=TUNED) < 0.5
 
 
 def gain(metric: str, method: str, name: str, over: str) -> float:
