@@ -31,7 +31,7 @@ class Mutant(NamedTuple):
 
 
 LOSSES, STEPS, MODELS = "tests/test_losses.py", "tests/test_steps.py", "tests/test_models.py"
-GRAPH = "tests/test_graph.py"
+GRAPH, DCGAN = "tests/test_graph.py", "tests/test_dcgan.py"
 AUGMENT, SCORES = "tests/test_augmentations.py tests/test_synthesize.py", "tests/test_run.py"
 
 MUTANTS = [
@@ -48,7 +48,11 @@ MUTANTS = [
            "attention_loss(a_gen[:n], a_nor, a_gen[n:], 1 - a_ano)", STEPS),
     Mutant("D1 stays frozen", "train.py", "discriminator.requires_grad_(True)\n        l_adv, l_adv_ano",
            "l_adv, l_adv_ano", STEPS),
-    Mutant("maps of other images", "train.py", "maps[chosen], pairs", "maps[: len(x)], pairs", STEPS),
+    Mutant("maps of other images", "train.py", "maps[chosen], anomalous", "maps[: len(x)], anomalous", STEPS),
+    Mutant("the GAN's last weights score", "detectors/dcgan.py", "-self.average(x)", "-self.discriminator(x)", DCGAN),
+    Mutant("the GAN draws few real anomalies", "detectors/dcgan.py", "every[chosen[", "every[chosen[:9][", DCGAN),
+    Mutant("a tuned encoder at the full rate", "detectors/skips.py", 'self.config.tune if part == "encoder" else 1.0',
+           "1.0", "tests/test_map.py"),
     Mutant("fakes of the judge are real", "train.py", "adversarial_loss(logits[0], fake) for",
            "adversarial_loss(fake, logits[0]) for", STEPS),
     Mutant("average taken before the step", "train.py",

@@ -34,7 +34,7 @@ class MapConfig(RivalConfig):
 
     recipe: Literal["map"] = "map"
     encoder: FrozenName = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights."""
+    """The network with ImageNet's weights, frozen unless `tune` says otherwise."""
     least: int = 128
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     width: int = 64
