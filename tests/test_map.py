@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made import images, rng
+from made import few_crops, images, rng
 from scipy import ndimage
 from skimage.transform import resize
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -161,7 +161,8 @@ def test_a_loaded_run_scores_the_same_and_the_encoder_was_left_alone(run):
 
 
 @pytest.mark.parametrize("more", [{}, {"tune": 0.1, "schedule": "one-cycle"}], ids=["frozen", "tuned"])
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, more):
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, more):
+    few_crops(monkeypatch, train=40)
     config = replace(SMALL, epochs=2, **more)
     train_run(config, tmp_path / "whole", progress=False)
     stopping.set()
