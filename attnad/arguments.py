@@ -127,11 +127,11 @@ class Reproduce:
     recipe: Literal["quick", "paper"] = "quick"
     """Where the values of the runs come from, as for attnad train."""
     encoder: EncoderName | None = None
-    """Another encoder than the recipe's; in tables of the paper's detector alone, as are the epochs of its stages."""
+    """Another encoder than the recipe's."""
     size: int | None = None
     """Another side of the images than the recipe's, in pixels."""
     epochs: int | None = None
-    """Other epochs of stage 1 than the recipe's. The rows say how many; in table1, --set epochs=10."""
+    """Other epochs than the recipe's, of stage 1 where there are two. The rows say how many."""
     adgan_epochs: int | None = None
     """Other epochs of stage 2 than the recipe's. The rows say how many."""
     set: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from attnad.show.plotting import choose, gallery, overlay
 from attnad.show.report import HEAD, Axis, card, row, shrunk, table, thumbnails, write_map, write_page, write_report
 from attnad.study.engines import reproduce as reproduce_table
 from attnad.study.results import current_commit
+from attnad.study.tables import TABLES
 from attnad.synthetic import ENOUGH, learned_enough, told
 from attnad.train import pick_device
 
@@ -56,9 +57,13 @@ def train(command: Any) -> None:
     if check:
         print(told(check))
     if check and not learned_enough(check):
+        names = {f.name for f in fields(config)}
+        flag = "--attention.epochs" if "attention" in names else "--epochs" if "epochs" in names else ""
+        longer = f" longer ({flag})," if flag else ""
+        other = "" if config.recipe == "strong" else ", or take --recipe strong"
         print(
             f"That is too little (an AUROC below {ENOUGH}): it has not learned what is normal, and its scores and maps "
-            "carry next to nothing. Train longer (--attention.epochs), on more photographs, or take --recipe strong"
+            f"carry next to nothing. Train{longer} on more photographs{other}"
         )
     labelled = tiles is None and classes(config.data, command.data_root)
     print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
@@ -189,10 +194,12 @@ def _threshold(run: Run, command: Score) -> tuple[float, str]:
 def reproduce(command: Reproduce) -> None:
     """Carry out `attnad reproduce`."""
     values = dict(vars(command))
+    others = command.table != "all" and all(variant.recipe for variant in TABLES[command.table])  # than the paper's
+    stage1 = "" if others else "attention."
     names = {
-        "encoder": "attention.encoder",
+        "encoder": f"{stage1}encoder",
         "size": "size",
-        "epochs": "attention.epochs",
+        "epochs": f"{stage1}epochs",
         "adgan_epochs": "adgan.epochs",
     }
     given = {key: values.pop(name) for name, key in names.items()}

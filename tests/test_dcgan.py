@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from made import few_crops, images, rng, write_images
 
 from attnad.checkpoint import load_tensors
+from attnad.cli import main
 from attnad.config import ADGANConfig, RunConfig, from_dict, to_dict
 from attnad.data import load_test
 from attnad.data.cifar10 import CIFAR10_CLASSES
@@ -24,7 +25,6 @@ from attnad.detectors.dcgan import DCGAN, DCGANConfig
 from attnad.errors import Stopped, TrainingError
 from attnad.run import load_run, train_run
 from attnad.state import stopping
-from attnad.study.engines import reproduce
 from attnad.study.results import read_results
 from attnad.study.tables import TABLES, override
 
@@ -178,9 +178,9 @@ def table1(colours) -> dict[str, Any]:
 
         patch.setattr(DCGAN, "begin", spy_begin)
         patch.setattr(dcgan, "synthesize", spy_synthesize)
-        folders = {"runs": colours / "runs", "results": colours / "results"}
-        arguments = {"overrides": {"width": 4, "epochs": 1, "batch": 16}, "data_root": colours, "device": "cpu"}
-        reproduce("table1", classes=["cat"], seeds=[0], **arguments, **folders)
+        folders = ["--runs", str(colours / "runs"), "--results", str(colours / "results"), "--data-root", str(colours)]
+        short = ["--epochs", "1", "--set", "width=4", "batch=16", "--device", "cpu"]
+        assert main(["reproduce", "table1", "--classes", "cat", "--seeds", "0", *short, *folders]) == 0
     methods = [method for variant in TABLES["table1"] for method in variant.rows]
     return dict(zip(methods, shown, strict=True))
 
