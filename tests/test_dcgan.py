@@ -230,3 +230,18 @@ def test_fakes_are_made_by_the_rows_steps_alone(table1, method):
 def test_the_recipe_is_the_same_for_every_data_set_but_for_size():
     assert [recipe("dcgan", data).size for data in ("cifar10", "textures", "bottle")] == [32, 64, 128]
     assert len({replace(recipe("dcgan", data), data="", size=32) for data in ("cifar10", "textures", "bottle")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--recipe", "dcgan", "--epochs", "0"], "Train longer (--epochs), on more photographs, or take"),
+        (["--attention.epochs", "0", "--adgan.epochs", "0"], "Train longer (--attention.epochs), on more photographs"),
+    ],
+    ids=["dcgan", "quick"],
+)
+def test_what_is_advised_after_too_little_training_fits_the_recipe(options, said, tmp_path, monkeypatch, capsys):
+    few_crops(monkeypatch)
+    common = ["--normal-class", "brick", "--size", "32", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(["train", "textures", *common, *options]) == 0
+    assert said in capsys.readouterr().out
