@@ -286,7 +286,9 @@ def adgan_step(
         f_gen = adgan.generate(f_nor.detach()).float()
 
         # Discriminator D2: masked features of normal images are real, generated ones fake.
-        fakes = [f_gen.detach(), *([] if anomalous is None else [adgan.masked(*anomalous).float()])]
+        fakes = [f_gen.detach()]
+        if anomalous is not None:
+            fakes.append(adgan.masked(*anomalous).float())
         logits = adgan.discriminator(torch.cat([f_nor, *fakes])).float().split(len(x))
     l_d = -torch.stack([adversarial_loss(logits[0], fake) for fake in logits[1:]]).mean()
     optimizer_d.zero_grad()

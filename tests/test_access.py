@@ -32,7 +32,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 COLOURS = ["color-contrast", "link-in-text-block"]
 # Contrast takes nearly all of axe's time, on thousands of cells and letters that look alike. So it is asked of one text
-# for each look: the colours and sizes of its element and of all that this stands in.
+# or field for each look: the colours and sizes of its element and of all that this stands in.
 LOOKS = """async (rules) => {
   const numbers = new Map(), looks = new Map(), shown = new Map();
   const number = (text) => numbers.get(text) ?? numbers.set(text, numbers.size).get(text);
@@ -40,14 +40,16 @@ LOOKS = """async (rules) => {
     if (!element) return "";
     if (!looks.has(element)) {
       const style = getComputedStyle(element);
-      const own = "color backgroundColor backgroundImage opacity fontSize fontWeight textDecoration".split(" ");
+      const own = ["color", "backgroundColor", "backgroundImage", "opacity", "fontSize", "fontWeight", "textDecoration",
+        "textShadow", "position"];
       looks.set(element, number([look(element.parentElement), ...own.map((name) => style[name])].join()));
     }
     return looks.get(element);
   };
   for (const element of document.body.querySelectorAll("*")) {
     const text = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
-    if (text && element.checkVisibility() && !shown.has(look(element))) shown.set(look(element), element);
+    const field = element.matches("input, select, textarea");
+    if ((text || field) && element.checkVisibility() && !shown.has(look(element))) shown.set(look(element), element);
   }
   return await axe.run({ include: [...shown.values()] }, { runOnly: rules, resultTypes: ["violations"] });
 }"""

@@ -1,4 +1,7 @@
-"""Recipe `dcgan`, the GAN of table 1: its step against one written out here, its fakes, and the table's seven rows."""
+"""Recipe `dcgan`, the GAN of table 1: its step against one written out here, its fakes, and the table's seven rows.
+
+That a run is kept, loaded and resumed is tested beside the rivals, which are trained alike (test_rivals.py).
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,13 @@ import torch
 import torch.nn.functional as F
 from made import few_crops, images, rng, write_images
 
-from attnad.checkpoint import load_tensors
 from attnad.cli import main
 from attnad.config import ADGANConfig, RunConfig, from_dict, to_dict
-from attnad.data import load_test
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import dcgan, recipe
 from attnad.detectors.dcgan import DCGAN, DCGANConfig
-from attnad.errors import Stopped, TrainingError
-from attnad.run import load_run, train_run
-from attnad.state import stopping
+from attnad.errors import TrainingError
+from attnad.run import train_run
 from attnad.study.results import read_results
 from attnad.study.tables import TABLES, override
 
@@ -99,26 +99,6 @@ def test_no_step_no_fakes():
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_kept_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    few_crops(monkeypatch)
-    config = replace(TINY, normal_class="brick")
-    whole = train_run(config, tmp_path / "whole", device="cpu", progress=False)
-    stopping.set()
-    try:
-        with pytest.raises(Stopped):
-            train_run(config, tmp_path / "parts", device="cpu", progress=False)
-    finally:
-        stopping.clear()
-    train_run(config, tmp_path / "parts", device="cpu", progress=False)
-    expected, found = (load_tensors(tmp_path / name / "dcgan.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    test = load_test("textures", size=32, normal_class="brick").images
-    again = dict(load_run(tmp_path / "whole", device="cpu").score(test).named())
-    assert again.keys() == {"discriminator", "top", "mean", "maps", "x_re"}
-    for name, values in whole.score(test).named():
-        assert torch.equal(values, again[name]), name
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,13 @@ class DCGAN(Rival):
         x_re = self.generator(x)
         real, *fake = self.discriminator(torch.cat([x, x_re.detach(), *fakes])).split(len(x))
         l_d = -torch.stack([adversarial_loss(real, each) for each in fake]).mean()
-        descend(optimizers["d"], l_d)
+        descend(l_d, optimizers["d"])
         self.average.update_parameters(self.discriminator)
 
         self.discriminator.requires_grad_(False)
         l_adv, l_r = non_saturating_loss(self.discriminator(x_re)), reconstruction_nll(x, x_re)
         self.discriminator.requires_grad_(True)
-        descend(optimizers["g"], l_adv + self.config.reconstruction_weight * l_r)
+        descend(l_adv + self.config.reconstruction_weight * l_r, optimizers["g"])
         return torch.stack([l_d, l_adv, l_r]).detach()
 
     def judge(self, x: Tensor) -> Judged:

@@ -78,9 +78,9 @@ class AnoGAN(Rival):
         z = torch.randn(len(x), self.config.latent, generator=generator, device=x.device)
         drawn = self.generator(z)
         l_d = -adversarial_loss(self.discriminator(x), self.discriminator(drawn.detach()))
-        descend(optimizers["d"], l_d)
+        descend(l_d, optimizers["d"])
         l_g = non_saturating_loss(self.discriminator(drawn))
-        descend(optimizers["g"], l_g)
+        descend(l_g, optimizers["g"])
         return torch.stack([l_d, l_g]).detach()
 
     @torch.enable_grad()
@@ -91,7 +91,7 @@ class AnoGAN(Rival):
         optimizer = torch.optim.Adam([z], self.config.search_rate)
         for _ in range(self.config.search):
             x_re = self.generator(z)
-            descend(optimizer, search_loss(x, x_re, f, features(x_re), self.config.feature_weight).sum())
+            descend(search_loss(x, x_re, f, features(x_re), self.config.feature_weight).sum(), optimizer)
         with torch.no_grad():
             x_re = self.generator(z)
             loss = search_loss(x, x_re, f, features(x_re), self.config.feature_weight)

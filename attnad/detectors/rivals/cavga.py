@@ -84,10 +84,10 @@ class CAVGA(Rival):
         noise = torch.randn(mean.shape, generator=generator, device=x.device)
         x_re = self.vae.decoder(mean + noise * (0.5 * log_variance).exp())
         l_d = -adversarial_loss(self.discriminator(x), self.discriminator(x_re.detach()))
-        descend(optimizers["d"], l_d)
+        descend(l_d, optimizers["d"])
         l_vae = vae_loss(x, x_re, mean, log_variance, self.config.kl_weight) / x[0].numel()
         l_adv, l_ae = non_saturating_loss(self.discriminator(x_re)), expansion_loss(attention)
-        descend(optimizers["g"], l_vae + self.config.adv_weight * l_adv + self.config.expansion_weight * l_ae)
+        descend(l_vae + self.config.adv_weight * l_adv + self.config.expansion_weight * l_ae, optimizers["g"])
         return torch.stack([l_d, l_vae, l_adv, l_ae]).detach()
 
     @torch.enable_grad()

@@ -103,14 +103,14 @@ class OCGAN(Rival):
         with torch.no_grad():
             drawn, x_re = decode(u), decode(z)
         l_c = -adversarial_loss(self.classifier(x_re), self.classifier(drawn))
-        descend(optimizers["c"], l_c)
+        descend(l_c, optimizers["c"])
         drawn = decode(self.mined(u))
         l_d = -adversarial_loss(d_latent(u), d_latent(z.detach()))
         l_d = l_d - adversarial_loss(d_visual(x), d_visual(drawn.detach()))
-        descend(optimizers["d"], l_d)
+        descend(l_d, optimizers["d"])
         weight = self.config.reconstruction_weight
         l_g = ocgan_loss(x, decode(z), d_latent(z), d_visual(drawn), weight)
-        descend(optimizers["g"], l_g)
+        descend(l_g, optimizers["g"])
         return torch.stack([l_d, l_c, l_g]).detach()
 
     def judge(self, x: Tensor) -> Judged:

@@ -122,11 +122,7 @@ class Rival(nn.Module):
     def step(self, x: Tensor, optimizers: dict[str, torch.optim.Optimizer], generator: torch.Generator) -> Tensor:
         """Train on images [n, 3, s, s] in [0, 1]; returns the losses before the step, in the order of `terms`."""
         losses = self.losses(x, generator)
-        for optimizer in optimizers.values():
-            optimizer.zero_grad()
-        losses[0].backward()
-        for optimizer in optimizers.values():
-            optimizer.step()
+        descend(losses[0], *optimizers.values())
         return torch.stack(losses).detach()
 
     @classmethod
@@ -210,8 +206,10 @@ class Rival(nn.Module):
         return Scores(image, maps / (maps + self.reach.cpu()), x_re=x_re)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimiser down a loss."""
-    optimizer.zero_grad()
+def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """One step down a loss by each optimiser's values."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss.backward()
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()

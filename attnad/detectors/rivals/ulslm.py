@@ -87,14 +87,14 @@ class ULSLM(Rival):
         near = {name: network(x) for name, network in self.generators.items()}
         fixed = {name: drawn.detach() for name, drawn in near.items()}
         l_c = signs_loss(self.indicator(x), self.indicator(fixed["c"]))
-        descend(optimizers["c"], l_c)
+        descend(l_c, optimizers["c"])
         l_h = signs_loss(self.compare(fixed["h"], x), self.compare(x, fixed["h"]))
-        descend(optimizers["h"], l_h)
+        descend(l_h, optimizers["h"])
         losses = [l_c, l_h]
         for name, drawn in near.items():
             logits = self.indicator(drawn), self.compare(x, drawn)
             losses.append(generator_loss(*logits, x, drawn, self.config.near_weight))
-            descend(optimizers[f"g{name}"], losses[-1])
+            descend(losses[-1], optimizers[f"g{name}"])
         return torch.stack(losses).detach()
 
     def judge(self, x: Tensor) -> Judged:
