@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anomalib.models.image.supersimplenet.loss import SSNLoss
 from made import write_images
 
 from attnad.data import load_test, load_train, textures
@@ -16,8 +17,7 @@ from attnad.errors import SettingError
 from attnad.study import beside
 from attnad.study.beside import HEADER, OURS, THEIRS, fit_theirs, main
 
-SIZE = 96  # anomalib's noise for SuperSimpleNet fails on images of 64 pixels
-QUICK = THEIRS[:2]
+SIZE = 80  # anomalib's noise for SuperSimpleNet fails on images of 64 pixels
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def bricks(tmp_path_factory) -> Path:
     good, painted, _ = textures.held_out_crops("brick", SIZE)
     masks = np.zeros((12, SIZE, SIZE), np.uint8)
     painted = painted[:12].copy()
-    painted[:, 30:60, 36:66], masks[:, 30:60, 36:66] = (200, 20, 20), 255
+    painted[:, 25:50, 30:55], masks[:, 25:50, 30:55] = (200, 20, 20), 255
     write_images(folder / "train" / "good", textures.train_crops("brick", SIZE)[:40])
     write_images(folder / "test" / "good", good[:12])
     write_images(folder / "test" / "square", painted)
@@ -36,7 +36,7 @@ def bricks(tmp_path_factory) -> Path:
 
 
 def test_all_are_fitted_timed_and_written(bricks, tmp_path, monkeypatch):
-    monkeypatch.setattr(beside, "STEPS", 40)
+    monkeypatch.setattr(beside, "STEPS", 2)
     main([str(bricks), "--size", str(SIZE), "--out", str(tmp_path / "beside.csv")])
     with open(tmp_path / "beside.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -44,14 +44,14 @@ def test_all_are_fitted_timed_and_written(bricks, tmp_path, monkeypatch):
     assert [row["detector"] for row in rows] == [*OURS, *THEIRS]
     for row in rows:
         assert row["data"] == "bricks"
-        if row["detector"] != "anomalib SuperSimpleNet":  # has hardly begun
+        if row["detector"] != THEIRS[2]:  # which has hardly begun
             assert float(row["image_auroc"]) > 0.9, row
-        assert float(row["pixel_auroc"]) > (0.9 if row["detector"] in (*OURS, *QUICK) else 0.7), row
+            assert float(row["pixel_auroc"]) > 0.9, row
         assert float(row["fit_seconds"]) > 0
         assert float(row["milliseconds"]) > 0
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", THEIRS[:2])
 def test_maps_are_high_where_the_square_is_and_seeds_are_fixed(bricks, name):
     images, test = load_train(str(bricks), size=SIZE).images, load_test(str(bricks), size=SIZE)
     judge = fit_theirs(name, images, torch.device("cpu"))
@@ -62,6 +62,24 @@ def test_maps_are_high_where_the_square_is_and_seeds_are_fixed(bricks, name):
         assert marked[mask].mean() > marked[~mask].mean()
     again = fit_theirs(name, images, torch.device("cpu"))(test.images[:3])
     torch.testing.assert_close(again[1], judge(test.images[:3])[1])
+
+
+def test_supersimplenet_learns_and_its_noise_has_the_measure_of_the_features(bricks, monkeypatch):
+    """On eight images, so that a step is short; the losses are read off as they are computed."""
+    monkeypatch.setattr(beside, "STEPS", 16)
+    losses, models = [], []
+    compute, prepare = SSNLoss.forward, beside._train
+    monkeypatch.setattr(SSNLoss, "forward", lambda *a, **k: losses.append(compute(*a, **k)) or losses[-1])
+    monkeypatch.setattr(beside, "_train", lambda model, *rest: models.append(model) or prepare(model, *rest))
+    images = load_train(str(bricks), size=SIZE).images[:8]
+    judge = fit_theirs(THEIRS[2], images, torch.device("cpu"))
+    assert len(losses) == 16
+    assert torch.stack(losses[-4:]).mean() < 0.8 * torch.stack(losses[:4]).mean()
+    x = (images.float() - 127) / 128  # as its weights were trained
+    features = models[0].feature_extractor(x)
+    spread = features.transpose(0, 1).flatten(1).std(1).mean()
+    assert models[0].anomaly_generator.noise_std == pytest.approx(spread.item() / 4)
+    assert judge(images)[1].shape == (8, SIZE, SIZE)
 
 
 def test_without_anomalib_the_remedy_is_named(bricks, monkeypatch):
