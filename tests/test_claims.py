@@ -11,6 +11,7 @@ from claimed import APART, MAIN, RESULTS, ROWS, STRONG, mean
 
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors.rivals import RIVALS
+from attnad.study.beside import OURS, STEPS, THEIRS
 from attnad.study.claims import CLAIMS, FULL, Claim, measure
 from attnad.study.results import read_results
 from attnad.study.summary import summary
@@ -128,13 +129,16 @@ def test_what_is_said_of_table_5_at_full_width():
 def test_what_the_pages_say_of_anomalib():
     with open(RESULTS / "beside.csv", newline="", encoding="utf-8") as file:
         rows = {(r["data"], r["detector"]): r for r in csv.DictReader(file)}
+    assert {detector for _, detector in rows} == {*OURS, *THEIRS}
     for metric in ("image_auroc", "pixel_auroc"):
         found = {key: float(row[metric]) for key, row in rows.items()}
-        for theirs in ("anomalib PaDiM", "anomalib PatchCore"):
+        for theirs in THEIRS:
             assert found["bottle", "strong"] >= found["bottle", theirs]
             assert found["pill", "strong"] > found["pill", theirs]
     assert float(rows["bottle", "anomalib PatchCore"]["image_auroc"]) == float(rows["bottle", "strong"]["image_auroc"])
     assert min(float(rows[d, "anomalib PatchCore"]["fit_seconds"]) for d in ("bottle", "pill")) > 60  # minutes
+    step = float(rows["bottle", THEIRS[2]]["fit_seconds"]) / STEPS
+    assert 300 * (209 / 16) * step > 4 * 3600  # hours; 209 training images
 
 
 def test_renewed_statistics_change_less_than_another_seed_does():

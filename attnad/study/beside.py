@@ -40,7 +40,7 @@ from attnad.train import to_float
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 images [n, 3, s, s] to image scores [n] and maps [n, s, s]
 OURS = ("strong", "gaussian", "neighbours")
-STEPS = 200  # of SuperSimpleNet, on 16 images each: anomalib's 300 epochs take most of a day on two processor cores
+STEPS = 200  # of SuperSimpleNet, on 16 images each: anomalib's 300 epochs take hours on two processor cores
 THEIRS = ("anomalib PaDiM", "anomalib PatchCore", f"anomalib SuperSimpleNet, {STEPS} steps")
 HEADER = (
     "data", "detector", "size", "image_auroc", "pixel_auroc", "fit_seconds", "milliseconds", "anomalib", "torch",
@@ -89,7 +89,7 @@ def fit_theirs(name: str, images: Tensor, device: torch.device) -> Judge:
         return (to_float(x.to(device)) - 127 / 255) / (128 / 255)
 
     if isinstance(model, supersimplenet.SupersimplenetModel):
-        _train(model, prepared, images)
+        train_supersimplenet(model, prepared, images)
     else:
         for part in images.split(16):
             model(prepared(part))
@@ -108,7 +108,7 @@ def fit_theirs(name: str, images: Tensor, device: torch.device) -> Judge:
 
 
 @torch.enable_grad()
-def _train(model: Any, prepared: Callable[[Tensor], Tensor], images: Tensor) -> None:
+def train_supersimplenet(model: Any, prepared: Callable[[Tensor], Tensor], images: Tensor) -> None:
     """Train SuperSimpleNet as anomalib does without anomalous images, in fewer steps: the same losses and rates.
 
     Its noise, an absolute 0.015, was set for a wide ResNet-50. EfficientNet-Lite0's features vary several hundred times
