@@ -129,7 +129,8 @@ def train_supersimplenet(model: Any, prepared: Callable[[Tensor], Tensor], image
     rates = torch.optim.lr_scheduler.MultiStepLR(optimizer, [STEPS * 8 // 10, STEPS * 9 // 10], gamma=0.4)
     for _ in range(STEPS):
         x = prepared(images[torch.randperm(len(images))[:16]])
-        found, score, mask, label = model(x, labels=torch.zeros(len(x), device=x.device))
+        no_defect = torch.zeros(len(x), *x.shape[-2:], device=x.device)
+        found, score, mask, label = model(x, no_defect, no_defect[:, 0, 0])
         loss = losses(pred_map=found, pred_score=score, target_mask=mask, target_label=label)
         optimizer.zero_grad()
         loss.backward()
