@@ -71,13 +71,13 @@ def fit_theirs(name: str, images: Tensor, device: torch.device) -> Judge:
     torch.manual_seed(0)  # anomalib draws channels, patches, weights and noise from the global generators
     np.random.seed(0)  # noqa: NPY002 (the one that it draws from)
     lite0, strides = "tf_efficientnet_lite0", {4: "blocks.1", 8: "blocks.2", 16: "blocks.4"}
-    empty = partial(TimmFeatureExtractor, pre_trained=False)  # nothing is fetched: the weights come next
     model: Any
     if name == "anomalib PaDiM":
         model = PadimModel(lite0, [strides[4], strides[8], strides[16]], pre_trained=False, n_features=100)
     elif name == "anomalib PatchCore":
         model = PatchcoreModel([strides[8], strides[16]], lite0, pre_trained=False)
     else:
+        empty = partial(TimmFeatureExtractor, pre_trained=False)  # it would fetch weights, and has no word against that
         with patch.object(supersimplenet, "TimmFeatureExtractor", empty):
             model = supersimplenet.SupersimplenetModel(backbone=lite0, layers=[strides[8], strides[16]])
     weights = load_lite0_weights()
