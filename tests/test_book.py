@@ -12,13 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from project import ROOT, project, texts
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "book").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES, *NOTEBOOKS]
@@ -44,19 +39,11 @@ def config() -> dict:
     return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 
 
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def name(requirement: str) -> str:
-    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
-
-
 def test_config_keeps_what_is_easily_lost():
     c = config()
     assert c["only_build_toc_files"], "pages outside the table of contents would be built"
     assert c["execute"]["raise_on_error"], "a failing chapter would still build"
-    assert c["sphinx"]["recursive_update"], "the launch and repository buttons would vanish"
+    assert c["sphinx"]["recursive_update"], "the buttons would vanish"
     assert "path_to_book" not in c["repository"], "the Colab button would point to the wrong folder"
     assert not (ROOT / "_static").exists(), "every script in a root _static folder would load on every page"
     style = c["sphinx"]["config"]
@@ -65,18 +52,27 @@ def test_config_keeps_what_is_easily_lost():
 
 
 def test_repository_address_stands_in_one_place():
-    """Only _config.yml says where the repository is. A notebook must repeat it to install itself on Colab."""
+    """Only _config.yml says where the repository is, so that a new address is a change of one line."""
     url = config()["repository"]["url"]
     address = re.compile(rf"(?:https?://|git@)?github(?:\.com)?[/:][\w.-]+/{re.escape(url.rsplit('/')[-1])}\b")
-    hidden = {".git", ".venv", "_build", "node_modules", "runs", "carry", "shared"}
-    tops = [top for top in ROOT.iterdir() if top.name not in hidden]
-    for path in tops + [path for top in tops for path in top.rglob("*")]:
-        parts = path.relative_to(ROOT).parts
-        if hidden & set(parts) or not path.is_file() or path.stat().st_size > 5_000_000:
-            continue
-        found = {m.removesuffix(".git") for m in address.findall(path.read_text(encoding="utf-8", errors="ignore"))}
-        allowed = {url} if path.suffix == ".ipynb" or parts == ("_config.yml",) else set()
+    for path, text in texts():
+        found = {m.removesuffix(".git") for m in address.findall(text)}
+        allowed = {url} if path == ROOT / "_config.yml" else set()
         assert found <= allowed, f"{path.relative_to(ROOT)} has {found - allowed}; the address stands in _config.yml"
+
+
+def test_buttons_lead_to_the_repository_all_or_none():
+    """An address that nobody has registered is whoever's takes it: no button opens notebooks or code from there."""
+    c = config()
+    launch, theme = c["launch_buttons"], c["sphinx"]["config"]["html_theme_options"]
+    real = c["html"]["use_repository_button"]
+    assert c["html"]["use_issues_button"] == theme["use_source_button"] == real
+    assert ("colab_url" in launch) == ("binderhub_url" in launch) == real
+
+
+def test_changelog_begins_with_this_version():
+    latest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert latest.startswith(project()["version"])
 
 
 def test_table_of_contents_is_complete():
@@ -99,21 +95,42 @@ def source(cell: dict) -> str:
 
 
 def test_every_chapter_sets_itself_up_in_the_same_way():
-    """The first code cell is one text in all chapters: on Colab, this release of the book, or what will become it."""
+    """The first code cell is one text in all chapters; it installs what stands beside it, and fetches no other book."""
     first = {source(cells(path, "code")[0]) for path in NOTEBOOKS}
     assert len(first) == 1, "the first code cells differ"
     (text,) = first
-    latest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    version = project()["version"]
-    assert latest.startswith(version)
-    branch = "main" if "not yet released" in latest else f"v{version}"
-    assert re.findall(r"--branch ([\w.]+)", text) == [branch], "a tag that is not there, or an older book"
+    assert not re.search(r"https?:|git@|git clone", text), "an address that may be a stranger's"
     assert "torch" not in "".join(re.findall(r"(?:check_call|install).*", text)), "Colab's torch must stay"
     extras = set(re.findall(r"/content/book\[([\w,]+)\]", text)[0].split(","))
     assert extras <= set(project()["optional-dependencies"])
     for path in NOTEBOOKS:
         if switch := [source(c) for c in cells(path, "code") if source(c).count("ATTNAD_PROFILE")]:
             assert len(switch) == 1, f"{path.name}: one switch"
+
+
+def test_a_chapter_on_colab_says_how_the_book_gets_there_and_installs_it_once(tmp_path, monkeypatch):
+    """Its first cell, where Colab's /content is a folder of ours: without the book, with it, and a second time."""
+    text = source(cells(NOTEBOOKS[0], "code")[0])
+    called, there = [], tmp_path / "book/notebooks"
+    monkeypatch.setattr("subprocess.check_call", lambda command, **_: called.append(command))
+    monkeypatch.chdir(tmp_path)
+
+    def run() -> None:
+        exec(text.replace("/content", str(tmp_path)), {})
+
+    run()
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    with pytest.raises(SystemExit, match=r"(?s)pack it as book\.zip.*clone the book.*run this cell again"):
+        run()
+    assert (called, Path.cwd()) == ([], tmp_path)
+    there.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        run()
+    assert len(called) == 1
+    assert f"pip install -q '{tmp_path}/book[" in called[0]
+    run()
+    assert (len(called), Path.cwd()) == (1, there), "attnad is installed by now"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -212,25 +229,6 @@ def test_links_and_pictures(path: Path):
         if anchor and target.suffix == ".md":
             there = target.read_text(encoding="utf-8")
             assert f"({anchor})=" in there or f"{{#{anchor}}}" in there, f"{link}: no such anchor"
-
-
-def test_dependencies_stand_once():
-    p = project()
-    for requirement in p["dependencies"] + p["optional-dependencies"]["lite0"]:
-        assert re.fullmatch(r"[\w.-]+>=[\w.]+", requirement), f"{requirement}: lower bounds only, for Colab"
-    groups = [p["dependencies"], *p["optional-dependencies"].values()]
-    names = [name(requirement) for group in groups for requirement in group if name(requirement) != p["name"]]
-    assert len(names) == len(set(names)), "a dependency is listed twice in pyproject.toml"
-    assert not list(ROOT.glob("*requirements*.txt"))
-
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    plain = [name(entry) for entry in conda if isinstance(entry, str)]
-    assert set(plain) == {"python", "pip"}, "environment.yml repeats what pyproject.toml lists"
-    assert f"python{p['requires-python']}" in conda
-    (pip,) = (entry["pip"] for entry in conda if isinstance(entry, dict))
-    (install,) = pip
-    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", install)[1].split(",")
-    assert set(extras) <= set(p["optional-dependencies"])
 
 
 def test_commands_exist():
