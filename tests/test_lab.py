@@ -81,7 +81,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """JupyterLab or Notebook with settings of its own; gives its address and the notebook's path there."""
     app = request.param
     there = subprocess.run([sys.executable, "-m", "jupyter", app, "--version"], capture_output=True).returncode == 0
-    needed(f"jupyter {app} is not there; pip install 'attnad[book,test]'", there)
+    needed(f"jupyter {app} is not there; make test installs it", there)
     folder = tmp_path_factory.mktemp(app)
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
     environment = os.environ | {name: str(folder / name) for name in names}

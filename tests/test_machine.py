@@ -58,7 +58,7 @@ def take_steps(encoder: str, shapes: list[tuple[int, int, int]]) -> None:
 @pytest.mark.parametrize(("encoder", "shapes"), ALL if WHOLE else SOME.items())
 def test_training_survives(instructions, encoder, shapes):
     if "lite0" in encoder:
-        pytest.importorskip("timm", reason="the encoder needs the extra lite0: pip install 'attnad[lite0]'")
+        pytest.importorskip("timm", reason="the extra lite0 is not installed")
     if instructions != "this machine's" and platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("these instructions are of x86-64 processors")
     environment = os.environ | {"OMP_NUM_THREADS": "2"} | INSTRUCTIONS[instructions]

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnad.errors import TrainingError
+from attnad.errors import TrainingError, remedy
 from attnad.study.engines import reproduce, run_locally
 from attnad.study.results import read_results, rows
 from attnad.study.tables import TABLES, jobs
 
-pytest.importorskip("ray", reason="the engine needs the extra ray: pip install 'attnad[ray]'")
+pytest.importorskip("ray", reason=f"the engine needs Ray: {remedy('ray')}")
 
 TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
 SEEDS = (0, 1)

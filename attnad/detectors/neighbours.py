@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, interpolate, normalize
 
 from attnad.checkpoint import load_tensors, save_tensors
 from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
-from attnad.errors import CheckpointError, WeightsError
+from attnad.errors import CheckpointError, WeightsError, remedy
 from attnad.models import load_lite0_weights
 from attnad.score import Scores
 from attnad.state import FitOptions
@@ -65,7 +65,7 @@ def check_neighbours(config: NeighboursConfig) -> None:
 class FrozenFeatures(nn.Module):
     """EfficientNet-Lite0 with ImageNet's weights, in evaluation mode: images [n, 3, s, s] to two kinds of features.
 
-    Raises WeightsError where the extra that brings architecture and weights is not installed.
+    Raises WeightsError where the packages that bring architecture and weights are not installed.
     """
 
     def __init__(self):
@@ -73,9 +73,7 @@ class FrozenFeatures(nn.Module):
         try:
             import timm
         except ImportError as error:
-            raise WeightsError(
-                "the network of nearest neighbours needs an extra: pip install 'attnad[lite0]'"
-            ) from error
+            raise WeightsError(f"the network of nearest neighbours needs other packages: {remedy('lite0')}") from error
         self.body = timm.create_model("tf_efficientnet_lite0")
         self.body.load_state_dict(load_lite0_weights())
         self.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from attnad.checkpoint import write_atomically
 from attnad.detectors.paper import Paper
 from attnad.detectors.strong import Strong
-from attnad.errors import CheckpointError, PackageError, SettingError
+from attnad.errors import CheckpointError, PackageError, SettingError, remedy
 from attnad.places import Places
 from attnad.run import Run
 from attnad.score import Scores
@@ -82,7 +82,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
         import onnx
         import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
     except ImportError as error:
-        raise PackageError("ONNX files need an extra: pip install 'attnad[explore]'") from error
+        raise PackageError(f"ONNX files need other packages: {remedy('explore')}") from error
 
     run.check_whole()
     if run.region is not None:
@@ -165,7 +165,7 @@ def load_exported(path: Path) -> ExportedRun:
     try:
         import onnxruntime
     except ImportError as error:
-        raise PackageError("ONNX files need an extra: pip install 'attnad[explore]'") from error
+        raise PackageError(f"ONNX files need other packages: {remedy('explore')}") from error
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,6 +1,6 @@
 """Detectors of anomalib (Akcay et al. 2022) and ours beside each other: same images, same encoder, one run.
 
-    pip install 'attnad[anomalib]'
+    pip install anomalib
     python -m attnad.study.beside ~/mvtec_ad/bottle ~/mvtec_ad/pill
 
 Each learns from all normal images and judges the test set; then one image at a time, for its time. anomalib's PaDiM
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from attnad.data import load_test, load_train
 from attnad.detectors import DETECTORS, recipe
-from attnad.errors import SettingError
+from attnad.errors import SettingError, remedy
 from attnad.machine import machine_facts
 from attnad.metrics import auroc
 from attnad.models import load_lite0_weights
@@ -147,7 +147,7 @@ def beside(folder: Path, *, size: int = 256, device: str = "cpu") -> list[dict[s
     try:
         release = version("anomalib")
     except PackageNotFoundError as error:
-        raise SettingError("to set anomalib beside ours takes an extra: pip install 'attnad[anomalib]'") from error
+        raise SettingError(f"to set anomalib beside ours needs other packages: {remedy('anomalib')}") from error
     data, test = str(folder), load_test(str(folder), size=size)
     images = load_train(data, size=size).images
     where = torch.device(device)

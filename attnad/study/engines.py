@@ -22,7 +22,7 @@ from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
-from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError
+from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError, remedy
 from attnad.machine import machine_facts
 from attnad.run import evaluate_run, train_run
 from attnad.study import tables
@@ -116,7 +116,7 @@ def run_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise PackageError("--engine ray needs an extra: pip install 'attnad[ray]'") from error
+        raise PackageError(f"--engine ray needs other packages: {remedy('ray')}") from error
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False)
