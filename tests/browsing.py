@@ -11,11 +11,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, Request
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
+from waiting import PATIENCE
+
+expect.set_options(timeout=1000 * PATIENCE)  # Playwright's own is five seconds
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "book/_build/html"
@@ -81,6 +85,30 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
+def window(browser: Browser, **options: Any) -> BrowserContext:
+    """A window of the browser, whose pages may take their time."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(1000 * PATIENCE)
+    return context
+
+
+def repainted(page: Page) -> None:
+    """Wait until the page has drawn what it was asked for: widgets draw in the next frame."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def multiplied(page: Page) -> float:
+    """Milliseconds that two million multiplications take in a script: how fast machine and browser are just now."""
+    return page.evaluate(
+        """() => {
+          const [values, start] = [new Float32Array(4096).fill(1.0001), performance.now()];
+          let sum = 0;
+          for (let i = 0; i < 500; i++) for (let j = 0; j < values.length; j++) sum += values[j] * i;
+          return [performance.now() - start, sum];
+        }"""
+    )[0]
+
+
 def watch(page: Page, address: str) -> list[str]:
     """Give the list of a page's faults: other addresses asked for, which the browser cannot find, errors of scripts."""
     faults: list[str] = []
@@ -113,8 +141,7 @@ def opened(browser: Browser, folder: Path, *, width: int = 1000, kernel=None, **
     `kernel` is the widget in Python, to answer the page's messages.
     """
     with served(folder) as address:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        context.set_default_timeout(10_000)
+        context = window(browser, viewport={"width": width, "height": 900}, **options)
         page = context.new_page()
         faults = watch(page, address)
         if kernel is not None:
@@ -141,4 +168,4 @@ def slide(page, label: str, value: float) -> None:
     page.get_by_label(label).evaluate(
         "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')) }", value
     )
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    repainted(page)

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+from waiting import PATIENCE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
@@ -25,7 +26,7 @@ def browser():
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     needed(f"no browser found; install one of {', '.join(BROWSERS)}", program is not None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=1000 * PATIENCE)
         yield browser
         browser.close()
 
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A page that never answers fails its test, by name: Playwright waits for a script's end without a limit."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(2 * PATIENCE))
 
 
 def pytest_collection_finish() -> None:

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from made import few_crops, losses, weights, write_images
 from tqdm import tqdm
+from waiting import PATIENCE
 
 from attnad import checkpoint, cli, commands
 from attnad.checkpoint import load_json
@@ -132,7 +133,7 @@ def command(
     process = processes.Process(target=carry_out, args=values)
     process.start()
     try:
-        assert begun.poll(120)
+        assert begun.poll(PATIENCE)
         begun_at = time.time()
         if kill:
             process.join(kill[0])
@@ -140,7 +141,7 @@ def command(
                 time.sleep(0.005)
             if process.is_alive():  # else its number may be another's by now
                 os.kill(process.pid, kill[1])
-        process.join(300)
+        process.join(PATIENCE)
         assert not process.is_alive(), f"{arguments} hangs"
     finally:
         process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from browsing import repainted
 
 from attnad.augmentations import (
     color_jitter,
@@ -67,7 +68,7 @@ def expected(state: dict) -> list[np.ndarray]:
 
 def pictures(page) -> np.ndarray:
     """Pixels of x, x', x'' and the map, once they are painted: [4, s, s, 3]."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    repainted(page)
     data = page.locator(".frame canvas").evaluate_all(
         "all => all.map((c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import traitlets
-from browsing import opened, write
+from browsing import opened, repainted, write
 from scipy.stats import multivariate_normal
 
 from attnad.show.explore import BestDiscriminator
@@ -61,7 +61,7 @@ def test_along_the_ellipse_nothing_changes_but_the_place(page):
         at = page.evaluate("[model.get('x'), model.get('y')]")
         page.get_by_role("button", name="Walk along the ellipse").click()
         page.wait_for_function("(at) => model.get('x') !== at", arg=at[0])
-        page.wait_for_timeout(50)
+        repainted(page)
         logits.add(numbers(page)[2])
     assert logits == {before[2]}
     assert numbers(page)[4] != before[4]
@@ -83,7 +83,7 @@ def test_the_point_is_dragged_and_moved_by_keys(page):
 def test_its_dots_are_as_far_as_it_says(page):
     """The drawn features have the covariance that the sliders ask for, and fakes that of the noise too."""
     page.evaluate("model.set('noise', 2)")
-    page.wait_for_timeout(100)
+    repainted(page)
     for kind, wide in (("real", 1), ("fake", 5)):
         places = (
             f"[...document.querySelectorAll('circle.{kind}')].map((c) => ['cx', 'cy'].map((k) => c.getAttribute(k)))"

@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 import torch
 from made import fails, write_images
 from PIL import Image
+from waiting import PATIENCE, until
 
 from attnad.arguments import parse_arguments
 from attnad.cli import main
@@ -331,14 +331,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tiles, tmp_path, capsys):
         # Tests that run in the background of a script inherit that Ctrl-C is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    run, deadline = tmp_path / "runs" / "tiles-quick-seed0", time.monotonic() + 90
+    run = tmp_path / "runs" / "tiles-quick-seed0"
     try:
-        while not (run / "log.csv").exists():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until((run / "log.csv").exists, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
-        printed = process.communicate(timeout=60)[1]
+        printed = process.communicate(timeout=PATIENCE)[1]
     finally:
         process.kill()
         process.wait()

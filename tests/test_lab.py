@@ -14,7 +14,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +22,11 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-from browsing import needed, watch
-from playwright.sync_api import Browser, Locator, Page
+from browsing import needed, watch, window
+from playwright.sync_api import Browser, Locator, Page, expect
+from waiting import PATIENCE, until
 
 MODEL = Path(__file__).parents[1] / "book/web/textures.onnx"
-SECONDS = 120  # for the notebook, on a busy machine
 NOTEBOOKS_OWN = "Cannot read properties of undefined (reading 'schema')"  # Notebook 7.6 says so before any cell has run
 
 CELLS = [
@@ -65,11 +64,19 @@ histograms""",
 ]
 
 
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
 def stop(server: subprocess.Popen) -> list[psutil.Process]:
     """End the server as `kill` does, and give what it leaves behind after that, which is ended too."""
     started = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     server.terminate()
-    _, left = psutil.wait_procs(started, timeout=20)
+    _, left = psutil.wait_procs(started, timeout=PATIENCE)
     for process in left:
         process.kill()
     server.wait()
@@ -109,15 +116,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(600):
-            assert process.poll() is None, (folder / "log.txt").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            pytest.fail((folder / "log.txt").read_text())
+        status = f"{address}/api/status?token={token}"
+        until(lambda: answers(status), lambda: process.poll() is None, f"See {folder / 'log.txt'}")
         yield address, f"{'lab/tree' if app == 'lab' else 'notebooks'}/x.ipynb?token={token}"
     finally:
         left = stop(process)
@@ -128,17 +128,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def lab(browser: Browser, server: tuple[str, str]) -> Iterator[Page]:
     """The notebook, opened and run from the top to the bottom."""
     address, path = server
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(20_000)
+    context = window(browser, viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     faults = watch(page, address)
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.goto(f"{address}/{path}")
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000)
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")
     faults[:] = [fault for fault in faults if fault != NOTEBOOKS_OWN]
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function("document.querySelectorAll('.attnad').length === 5", timeout=1000 * SECONDS)
+    page.wait_for_function("document.querySelectorAll('.attnad').length === 5")
     yield page
     context.close()
     assert faults == []
@@ -162,13 +161,7 @@ def python(lab: Page, code: str) -> str:
 
 def reaches_python(lab: Page, trait: str, wanted: float) -> None:
     """A value of the page's arrives in Python; it waits there until the one before it has been answered."""
-    found = None
-    for _ in range(40):
-        found = float(python(lab, f"print({trait})"))
-        if found == pytest.approx(wanted, abs=1e-6):
-            return
-        lab.wait_for_timeout(100)
-    pytest.fail(f"{trait} is {found} in Python, {wanted} in the page")
+    until(lambda: float(python(lab, f"print({trait})")) == pytest.approx(wanted, abs=1e-6), why=f"{trait} was {wanted}")
 
 
 def cell(lab: Page, number: int) -> Locator:
@@ -215,8 +208,8 @@ def test_the_page_follows_python(lab: Page):
     python(lab, "explorer.threshold, explorer.index, explorer.view = 0.25, 3, 'side by side'")
     name = python(lab, "print(test.kinds[chosen[3]])").strip()
     explorer.get_by_role("heading", name=name).wait_for()
-    assert explorer.get_by_label("Threshold").input_value() == "0.25"
-    assert explorer.get_by_label("Side by side").is_checked()
+    expect(explorer.get_by_label("Threshold")).to_have_value("0.25")
+    expect(explorer.get_by_label("Side by side")).to_be_checked()
     python(lab, "explorer.view = 'overlay'")
     lab.wait_for_function("document.querySelectorAll('.attnad figure')[1].checkVisibility() === false")
     said = python(lab, "try:\n    explorer.index = 9\nexcept Exception as error:\n    print(error)")
@@ -232,7 +225,7 @@ def test_by_keyboard_and_no_key_is_the_notebooks(lab: Page):
     # With the cell itself in focus, b is Lab's: a cell more, which d d takes away. So its shortcuts are on.
     lab.evaluate("jupyterapp.shell.currentWidget.content.activeCell.node.focus()")
     lab.keyboard.press("b")
-    assert len(cells(lab)) == len(before) + 1
+    lab.wait_for_function(f"jupyterapp.shell.currentWidget.content.widgets.length === {len(CELLS) + 1}")
     lab.keyboard.press("d")
     lab.keyboard.press("d")
     lab.wait_for_function(f"jupyterapp.shell.currentWidget.content.widgets.length === {len(CELLS)}")
@@ -274,7 +267,7 @@ def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     lab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
     lab.mouse.up()
     paint.get_by_text("the kernel answered in").wait_for()
-    lab.wait_for_timeout(500)
+    paint.locator(".meters[aria-busy=false]").wait_for()
     was, now = (float(text) for text in paint.locator(".under strong").all_inner_texts())
     if name == "from_file":
         assert now > was + 0.2
@@ -293,7 +286,7 @@ def test_a_scratch_is_answered_by_the_kernel(lab: Page, number: int, name: str):
     state = cells(lab)
     lab.keyboard.press("Control+z")
     paint.get_by_text("Nothing is painted yet.").wait_for()
-    lab.wait_for_timeout(300)
+    paint.locator(".meters[aria-busy=false]").wait_for()
     assert [float(text) for text in meters.all_text_contents()] == pytest.approx(clean, abs=2e-3)
     for key in ("Space", "ArrowRight", "Space", "x", "d", "d"):
         lab.keyboard.press(key)

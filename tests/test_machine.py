@@ -15,6 +15,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import PATIENCE
 
 INSTRUCTIONS = {
     "this machine's": {},
@@ -66,7 +67,7 @@ def test_training_survives(instructions, encoder, shapes):
         environment |= {"LD_PRELOAD": ctypes.util.find_library("c_malloc_debug"), "MALLOC_CHECK_": "3"}
     command = [sys.executable, __file__, encoder, *("x".join(map(str, shape)) for shape in shapes)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise AssertionError(f"hangs in: {(error.stdout or b'').decode().splitlines()[-1:]}") from None
     begun = done.stdout.splitlines()

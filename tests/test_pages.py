@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from browsing import HTML, PAGES, ROOT, TOC, watch
+from browsing import HTML, PAGES, ROOT, TOC, repainted, watch, window
 from playwright.sync_api import Browser, BrowserContext, Page
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -17,10 +17,10 @@ CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 READERS = {"wide light": (1280, 900), "phone dark": (390, 844)}
 
 
-def window(browser: Browser, reader: str) -> BrowserContext:
+def reading(browser: Browser, reader: str) -> BrowserContext:
     """A window with a memory: what two pages share is fetched once."""
     width, height = READERS[reader]
-    return browser.new_context(viewport={"width": width, "height": height}, color_scheme=reader.split()[1])
+    return window(browser, viewport={"width": width, "height": height}, color_scheme=reader.split()[1])
 
 
 def new_page(context: BrowserContext, address: str) -> Page:
@@ -36,14 +36,14 @@ def new_page(context: BrowserContext, address: str) -> Page:
 
 @pytest.fixture(scope="module")
 def desk(browser: Browser) -> Iterator[BrowserContext]:
-    context = window(browser, "wide light")
+    context = reading(browser, "wide light")
     yield context
     context.close()
 
 
 @pytest.fixture(params=READERS)
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    context = window(browser, request.param)
+    context = reading(browser, request.param)
     yield new_page(context, address)
     context.close()
 
@@ -66,7 +66,7 @@ def test_page(name: str, desk: BrowserContext, address: str):
     for reader, (width, height) in READERS.items():
         page.set_viewport_size({"width": width, "height": height})
         page.emulate_media(color_scheme=reader.split()[1])
-        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        repainted(page)
         # A wide table or a long formula scrolls in its own box; the page itself does not move sideways under a thumb.
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1"), reader
         assert page.evaluate(TAILS) == [], reader
@@ -89,7 +89,8 @@ def test_pictures_have_numbers_to_link_to(name: str):
 
 def test_first_page_is_light(browser: Browser, address: str):
     """Less than 500 kB travel for it, compressed as servers of pages do; pictures further down wait."""
-    page, bodies = browser.new_page(), {}
+    context, bodies = window(browser), {}
+    page = context.new_page()
     page.on("response", lambda response: bodies.setdefault(response.url, response))
     page.goto(f"{address}/book/intro.html", wait_until="networkidle")
     assert page.locator("article h1").count() == 1
@@ -106,7 +107,7 @@ def test_first_page_is_light(browser: Browser, address: str):
         glyph, size = icon.evaluate("i => [getComputedStyle(i, '::before').content, i.getBoundingClientRect().width]")
         assert glyph != "none"
         assert size > 5
-    page.close()
+    context.close()
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
@@ -131,7 +132,7 @@ def test_playground(page: Page, address: str):
     """Both widgets work in the page as it is served, with no kernel and no other host."""
     page.goto(f"{address}/book/playground.html")
     found = page.locator(".explorer path.found:not(.halo)").first
-    found.wait_for(state="attached", timeout=30_000)
+    found.wait_for(state="attached")
     before = found.get_attribute("d"), page.locator(".attnad tbody").inner_text()
     page.get_by_label("Threshold").press("End")
     page.wait_for_function("document.querySelector('.explorer path.found:not(.halo)').getAttribute('d') === ''")
@@ -147,7 +148,7 @@ def test_playground(page: Page, address: str):
         page.mouse.down()
         page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
         page.mouse.up()
-        page.get_by_text("the model in this page answered in").nth(which).wait_for(timeout=30_000)
+        page.get_by_text("the model in this page answered in").nth(which).wait_for()
         page.wait_for_function(
             "(which) => (([was, now]) => was && now.textContent - was.textContent > 0.2)"
             "(document.querySelectorAll('.under')[which].querySelectorAll('strong'))",
@@ -161,7 +162,7 @@ def test_chapters_widgets(page: Page, address: str):
 
     def shown(chapter: str) -> None:
         page.goto(f"{address}/notebooks/{chapter}.html")
-        page.wait_for_function("document.querySelectorAll('.attnad').length === 1", timeout=30_000)
+        page.wait_for_function("document.querySelectorAll('.attnad').length === 1")
         assert page.locator(".still:visible").count() == 0, "a picture beside its widget"
 
     shown("02_synthesis")
@@ -199,7 +200,7 @@ def test_chapters_widgets(page: Page, address: str):
 
 
 def test_without_scripts_there_are_pictures(browser: Browser, address: str):
-    context = browser.new_context(java_script_enabled=False)
+    context = window(browser, java_script_enabled=False)
     page = context.new_page()
     for name in ("book/playground", "notebooks/02_synthesis", "notebooks/07_mvtec"):
         page.goto(f"{address}/{name}.html")
@@ -213,7 +214,8 @@ def test_without_scripts_there_are_pictures(browser: Browser, address: str):
 
 def test_opened_from_a_file(browser: Browser, address: str):
     """Without a server the explorer works; painting says what it needs."""
-    page = browser.new_page()
+    context = window(browser)
+    page = context.new_page()
     page.goto((HTML / "book/playground.html").as_uri())
     page.get_by_role("slider", name="Threshold").press("End")
     page.wait_for_function("document.querySelector('.explorer path.found:not(.halo)').getAttribute('d') === ''")
@@ -221,12 +223,12 @@ def test_opened_from_a_file(browser: Browser, address: str):
     page.get_by_role("alert").first.get_by_text(
         "A page opened from a file cannot load a model. Serve its folder"
     ).wait_for()
-    page.close()
+    context.close()
 
 
 def test_dark_mode_is_dark(browser: Browser, address: str):
     def lightness(scheme: str) -> float:
-        context = browser.new_context(color_scheme=scheme)
+        context = window(browser, color_scheme=scheme)
         page = context.new_page()
         watch(page, address)
         page.goto(f"{address}/{TOC['root']}.html")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browsing import needed, opened, slide, write
+from browsing import multiplied, needed, opened, slide, write
 from made import random_run
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur
@@ -57,8 +57,13 @@ def scratch(page, xs=(0.3, 0.6), ys=(0.2, 0.7)) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * xs[1], box["y"] + box["height"] * ys[1], steps=8)
     page.mouse.up()
+    settled(page)
+
+
+def settled(page) -> None:
+    """Wait until the numbers are those of the picture as it is."""
+    page.locator(".meters[aria-busy=false]").wait_for()
     page.get_by_text("answered in").wait_for()
-    page.wait_for_timeout(200)
 
 
 def scores(page) -> list[float]:
@@ -96,7 +101,7 @@ def test_a_scratch_is_marked_and_raises_the_scores(browser, sites, model):
         assert "the model in this page answered in" in page.locator(".answered").inner_text()
         page.get_by_role("button", name="Undo").click()
         page.wait_for_function("document.querySelector('.under').textContent.startsWith('Nothing')")
-        page.wait_for_timeout(300)
+        settled(page)
         assert scores(page) == pytest.approx(before, abs=2e-3)
 
 
@@ -118,20 +123,25 @@ def test_the_page_answers_as_python_does(browser, sites, model, shown):
 
 @pytest.mark.parametrize("model", [MODEL, STRONG], ids=["paper", "strong"])
 def test_it_answers_fast_enough_to_paint(browser, sites, model):
-    """The page answers while it is painted on, and in time; what else the machine does can only make answers slower."""
+    """Moves of a stroke are answered before it ends, each in less than forty million multiplications take.
+
+    These take 30 milliseconds on a laptop. The fastest of each is compared: what else a machine does only makes slower.
+    """
     assert model.stat().st_size < 2e6, "a phone has to fetch it"
-    answers, best = 0, np.inf
     with opened(browser, sites[model]) as page:
-        for i in range(20):
+        scratch(page)  # loads the model
+        box = page.locator(".frame").first.bounding_box()
+        page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.5 * box["height"])
+        page.mouse.down()
+        answers, units = [], []
+        for i in range(1, 41):
             page.evaluate("performance.clearMeasures('attnad answer')")
-            scratch(page, xs=(0.1, 0.9), ys=(0.04 * i, 0.04 * i + 0.2))
-            times = page.evaluate("performance.getEntriesByName('attnad answer').map((entry) => entry.duration)")
-            answers += len(times)
-            best = min(best, np.median(times)) if times else best
-            if answers > 20 and best <= 30:
-                break
-    assert answers > 20
-    assert best <= 30, f"milliseconds, in the best stroke: {best:.1f}"
+            page.mouse.move(box["x"] + (0.1 + 0.02 * i) * box["width"], box["y"] + 0.5 * box["height"])
+            answered = page.wait_for_function("performance.getEntriesByName('attnad answer')[0]?.duration")
+            answers.append(answered.json_value())
+            units.append(multiplied(page))
+        page.mouse.up()
+    assert min(answers) < 20 * min(units), f"{min(answers):.1f} ms; two million multiplications: {min(units):.1f} ms"
 
 
 def test_tools(browser, site):
@@ -168,8 +178,7 @@ def test_keyboard_only(browser, site):
         for _ in range(12):
             page.keyboard.press("Space")
             page.keyboard.press("ArrowRight")
-        page.get_by_text("answered in").wait_for()
-        page.wait_for_timeout(300)
+        settled(page)
         was, now = marked(page)
         assert now > was
         for _ in range(12):
@@ -186,6 +195,7 @@ def test_an_image_of_ones_own(browser, site, tmp_path):
         before = scores(page)
         page.locator("input[type=file]").set_input_files(tmp_path / "red.png")
         page.get_by_text("answered in").wait_for()
+        settled(page)
         assert (picture(page, 0) == [250, 30, 30]).all()
         assert scores(page) != before
         assert page.get_by_role("alert").is_hidden()
@@ -195,7 +205,7 @@ def test_phone(browser, site):
     with opened(browser, site, width=360, has_touch=True, is_mobile=True, color_scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.locator("canvas[tabindex]").tap()
-        page.get_by_text("answered in").wait_for()
+        settled(page)
         assert page.locator(".under strong").count() == 2
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from faults import ROOT, TINY, in_a_process, same_run
 from made import weights
+from waiting import PATIENCE
 
 from attnad.checkpoint import load_json, load_tensors, save_tensors
 from attnad.cli import main
@@ -46,7 +47,7 @@ def test_the_same_seed_gives_the_same_bytes(bricks, undisturbed, tmp_path):
         environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
         arguments = [sys.executable, "-c", TWICE, str(bricks), *TINY]
         started.append(subprocess.Popen(arguments, cwd=tmp_path / name, env=environment, stderr=subprocess.DEVNULL))
-    assert [process.wait(300) for process in started] == [0, 0]
+    assert [process.wait(PATIENCE) for process in started] == [0, 0]
     for name in ("one", "two"):
         same_run(tmp_path / name / "run", undisturbed.run)
     metrics = [(tmp_path / name / "metrics.json").read_bytes() for name in ("one", "two")]

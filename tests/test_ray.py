@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from waiting import until
 
 from attnad.errors import TrainingError, remedy
 from attnad.study.engines import reproduce, run_locally
@@ -61,13 +61,15 @@ def busy_workers() -> list[int]:
 
 def kill_one(runs: Path, killed: list[int]) -> None:
     """Kill a worker once a run has logged its first epoch."""
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up:
-        if (busy := busy_workers()) and any(runs.glob("*/log.csv")):
-            os.kill(busy[0], signal.SIGKILL)
-            killed.append(busy[0])
-            return
-        time.sleep(0.02)
+    busy: list[int] = []
+
+    def begun() -> bool:
+        busy[:] = busy_workers()
+        return bool(busy) and any(runs.glob("*/log.csv"))
+
+    until(begun)
+    os.kill(busy[0], signal.SIGKILL)
+    killed.append(busy[0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its workers in /proc")

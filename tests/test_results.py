@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from studies import PAPER, processes, row
+from waiting import PATIENCE
 
 from attnad.config import RunConfig
 from attnad.data.cifar10 import CIFAR10_CLASSES
@@ -90,7 +91,7 @@ def test_damaged_results_are_refused_and_kept(tmp_path, change):
 
 
 def write_many(path: Path, start: Any, seed: int, n: int) -> None:
-    start.wait(30)
+    start.wait(PATIENCE)
     for i in range(n):
         write_results(path, [row(seed=seed, metric=f"m{i}"), row(seed=9, metric=f"m{i}")])
 
@@ -101,7 +102,7 @@ def test_two_processes_that_write_at_once_lose_nothing(tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE)
     assert [worker.exitcode for worker in workers] == [0, 0]
     found = Counter((r["seed"], r["metric"]) for r in read_results(path))
     assert found == Counter((seed, f"m{i}") for seed in "019" for i in range(n))

@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from made import WEIGHTS, losses, weights, write_images
+from waiting import PATIENCE, until
 
 from attnad import checkpoint
 from attnad.checkpoint import load_json, save_json
@@ -374,26 +376,24 @@ def test_a_stage_of_no_epochs_is_left_untrained(short, tmp_path, stage):
     assert load_run(tmp_path).facts == run.facts
 
 
-def train_in_another_process(config: RunConfig, folder: Path, die_writing: str | None) -> None:
-    """Train, saving after every epoch; die the hard way in the middle of writing the first file of a name."""
+def train_in_another_process(config: RunConfig, folder: Path, die_writing: str | None, stay: str | None = None) -> None:
+    """Train, saving after every epoch; die the hard way in the middle of writing the first file of a name.
+
+    `stay`: once the log has such a line, train no further: who is to kill the process may come as late as he likes.
+    """
     torch.set_num_threads(1)
+    sys.stderr = open(folder.parent / f"{os.getpid()}.said", "w", buffering=1)  # noqa: SIM115 (for all of the process)
     replace_file = os.replace
 
     def die_or_replace(source: Path, target: Path) -> None:
         if Path(target).name == die_writing:
             os.kill(os.getpid(), signal.SIGKILL)
         replace_file(source, target)
+        if stay and logged(folder, stay)():
+            threading.Event().wait()
 
     checkpoint.os.replace = die_or_replace  # the last step of writing any file
     train_run(config, folder, device="cpu", save_seconds=0, progress=False)
-
-
-def wait_for(condition: Callable[[], bool], process) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.is_alive(), f"training ended with {process.exitcode} before the moment to kill it"
-        assert time.monotonic() < deadline, "training hangs"
-        time.sleep(0.005)
 
 
 def logged(folder: Path, text: str) -> Callable[[], bool]:
@@ -415,13 +415,13 @@ def test_a_killed_run_goes_on_bit_for_bit(short, tmp_path):
         (None, None, 0),
     ]
     for line, die_writing, how in moments:
-        process = processes.Process(target=train_in_another_process, args=(config, folder, die_writing))
+        process = processes.Process(target=train_in_another_process, args=(config, folder, die_writing, line))
         process.start()
         try:
             if line:
-                wait_for(logged(folder, line), process)
+                until(logged(folder, line), process.is_alive)
                 os.kill(process.pid, how)
-            process.join(60)
+            process.join(PATIENCE)
         finally:
             process.kill()
         assert process.exitcode == -how
@@ -429,7 +429,7 @@ def test_a_killed_run_goes_on_bit_for_bit(short, tmp_path):
 
     process = processes.Process(target=train_in_another_process, args=(config, undisturbed, None))
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == 0
     assert weights(folder) == weights(undisturbed)
     log = losses(folder)
@@ -444,21 +444,23 @@ def test_a_second_process_waits_for_the_first_or_is_refused(short, tmp_path):
     config = replace(short, adgan=replace(short.adgan, epochs=4))
     folder, undisturbed = tmp_path / "shared", tmp_path / "undisturbed"
     first, second, third, alone = (
-        processes.Process(target=train_in_another_process, args=(config, where, None))
-        for where in (folder, folder, folder, undisturbed)
+        processes.Process(target=train_in_another_process, args=(config, where, None, stay))
+        for where, stay in ((folder, "adgan,1,"), (folder, None), (folder, None), (undisturbed, None))
     )
     try:
         first.start()
-        wait_for(logged(folder, "attention,1,"), first)
+        until(logged(folder, "adgan,1,"), first.is_alive)
         with pytest.raises(TrainingError, match="in use by another attnad train, with another configuration; choose"):
             train(replace(config, seed=config.seed + 1), folder)
         second.start()
         third.start()
-        wait_for(logged(folder, "adgan,1,"), first)
+        for waiting in (second, third):
+            said = tmp_path / f"{waiting.pid}.said"
+            until(lambda said=said: said.exists() and "waiting for it" in said.read_text(), waiting.is_alive)
         os.kill(first.pid, signal.SIGKILL)
         alone.start()
         for process in (second, third, alone):
-            process.join(60)
+            process.join(PATIENCE)
             assert process.exitcode == 0
     finally:
         for process in filter(lambda each: each.pid, (first, second, third, alone)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import window
 from made import fails, write_images
 from PIL import Image
 from scipy.ndimage import map_coordinates
@@ -100,7 +101,8 @@ def test_a_run_without_the_scores_of_held_out_images(run, photos, tmp_path, caps
 def test_the_slider_of_the_report(run, photos, browser):
     rows = score(run, photos / "new", "--threshold", "0.0001")
     scores = [float(row["score"]) for row in rows]
-    page = browser.new_page()
+    context = window(browser)
+    page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text))
@@ -129,7 +131,7 @@ def test_the_slider_of_the_report(run, photos, browser):
     after = numbers.sub(r"\1", page.locator("main").inner_html())
     assert after.replace(" >", ">") == numbers.sub(r"\1", before).replace(" >", ">")
     assert errors == []
-    page.close()
+    context.close()
 
 
 # --- maps as numbers -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from browsing import needed, served, slide, watch
+from browsing import needed, served, slide, watch, window
 from made import NAMES
 from playwright.sync_api import Browser
 
@@ -114,8 +114,7 @@ def test_in_a_page(browser: Browser, packages: Path, site: Path, tmp_path: Path)
         (site / Path(script).name).write_bytes(content)
     shutil.copy(packages / "anywidget/nbextension/index.js", site / "anywidget.js")
     with served(site) as address:
-        context = browser.new_context(viewport={"width": 1000, "height": 900})
-        context.set_default_timeout(20_000)
+        context = window(browser, viewport={"width": 1000, "height": 900})
         page = context.new_page()
         faults = watch(page, address)
         page.goto(f"{address}/index.html")

@@ -55,6 +55,7 @@ def printed(names: list[str], address: str) -> list[tuple[str, bytes]]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(color_scheme="light")
+        page.set_default_timeout(600_000)  # a busy machine may take its time
         page.route("**/embed-amd.js", lambda route: route.abort())  # their pictures stand instead
         for name in names:
             page.goto(f"{address}/{name}", wait_until="load")

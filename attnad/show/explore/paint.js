@@ -161,6 +161,7 @@ function render({ model, el }) {
     status.textContent = "";
     problem.textContent = error.message;
     problem.hidden = false;
+    told.setAttribute("aria-busy", busy);
   };
   kernelBackend(model, (kernel) => {
     backend = kernel;
@@ -181,6 +182,7 @@ function render({ model, el }) {
   /** Ask for an answer on the pixels as they are; while one is under way the next waits, and only the last counts. */
   const ask = async () => {
     stale = true;
+    told.setAttribute("aria-busy", true); // what stands there is of other pixels
     if (!backend) return wake();
     if (busy) return;
     [busy, stale] = [true, false];
@@ -200,6 +202,7 @@ function render({ model, el }) {
       complain(error);
     }
     busy = false;
+    told.setAttribute("aria-busy", stale);
     show();
     if (stale) ask();
   };
@@ -234,6 +237,7 @@ function render({ model, el }) {
   const [colourMap, showColourMap] = picker("Colours", colormaps.map((name) => [name, name]), (value) => set("colormap", value));
   const meters = labels.map(([name, label]) => meter(label, name === judge ? threshold : null));
   const under = element("p", { class: "under" });
+  const told = element("div", { class: "meters", "aria-busy": "false" }, ...meters.map(([node]) => node), under);
   const scale = element("span", { class: "ramp", "aria-hidden": "true" });
   const [spoken, say] = announcer();
 
@@ -397,7 +401,7 @@ function render({ model, el }) {
       figure(element("span", {}, "anomaly map: 0 ", scale, " 1"), mapCanvas, lines(...edges)),
       ...(reconstructions.length ? [figure("reconstruction", reconstructionCanvas)] : []),
     ),
-    element("div", { class: "meters" }, ...meters.map(([node]) => node), under),
+    told,
     element("div", { class: "bar" }, element("div", { class: "thumbs", role: "group", "aria-label": "Normal images" }, ...thumbs), open, file, colourMap),
     element("p", { class: "quiet" }, "On the lines below the scores: ", element("i", { class: "clean" }), " clean image, ", element("i", { class: "now" }), " now, ", element("i", { class: "limit" }), " threshold. You can also drop an image of your own here; it goes nowhere but to the model."),
     spoken,
