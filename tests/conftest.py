@@ -6,9 +6,13 @@ import shutil
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 from waiting import PATIENCE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+# How long an example takes to draw or to test says how busy the machine is.
+settings.register_profile("any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 pytest_plugins = ["faults", "pictures", "studies"]  # fixtures of several files; runs are trained once for all
 FLAGS = [

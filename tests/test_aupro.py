@@ -14,7 +14,7 @@ from attnad.metrics import (
     auroc,
 )
 
-sampled = settings(max_examples=60, deadline=None)
+sampled = settings(max_examples=60)
 
 
 def aupro_by_thresholds(masks, maps, max_fpr):

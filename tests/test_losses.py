@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.distributions import Independent, Normal
@@ -42,7 +42,6 @@ def randn(*shape: int, seed: int = 0, requires_grad: bool = False) -> torch.Tens
 
 
 @pytest.mark.parametrize("game", GAMES)
-@settings(deadline=None)
 @given(real=logits, fake=logits)
 def test_value_of_the_game(game, real, fake):
     expected = log_sigmoid(real).mean() + log_sigmoid(-np.asarray(fake)).mean()  # log(1 - D) = log sigmoid(-logit)
@@ -84,7 +83,6 @@ def test_the_discriminator_raises_the_value_and_is_right_to():
         assert (fake.grad < 0).all()
 
 
-@settings(deadline=None)
 @given(fake=logits)
 def test_non_saturating_value(fake):
     value = non_saturating_loss(torch.tensor(fake, dtype=torch.float64))

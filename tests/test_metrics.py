@@ -23,7 +23,7 @@ RANKING = [auroc, average_precision, f1_max, oracle_balanced_accuracy]
 LABELS = [1, 0, 1, 0, 1]
 SCORES = [9, 5, 5, 3, 1]
 
-sampled = settings(max_examples=60, deadline=None)
+sampled = settings(max_examples=60)
 
 
 # Independent implementations: slow, literal, sharing no code with the package.

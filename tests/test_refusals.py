@@ -219,7 +219,7 @@ def configs(cls: type):
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(config=configs(RunConfig))
 def test_configs_survive_json(config):
     values = json.loads(json.dumps(to_dict(config)))
