@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnad.errors import SettingError
 from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
 from attnad.train import autocast, to_float
 
@@ -32,6 +34,32 @@ class Scores:
         for name in ("maps", "x_re"):
             if (values := getattr(self, name)) is not None:
                 yield name, values
+
+
+def check_images(images: Any, size: int) -> None:
+    """Raise SettingError, saying what to pass instead, on what is no tensor uint8 [n, 3, size, size], n >= 1.
+
+    Values in [0, 1] taken for bytes, or bytes taken for values in [0, 1], would give scores without a meaning.
+    """
+    takes = f"uint8 [n, 3, {size}, {size}]"
+    if not isinstance(images, Tensor):
+        raise SettingError(f"images are {type(images).__name__}; pass a tensor {takes}, as attnad.load_images gives")
+    shape, remedies = list(images.shape), []
+    if len(shape) == 3:
+        remedies.append("of one image, pass images[None]")
+        shape = [1, *shape]
+    if len(shape) == 4 and shape[1] != 3 and shape[3] == 3:
+        remedies.append("with channels last, move them: images.permute(0, 3, 1, 2)")
+        shape = [shape[0], 3, *shape[1:3]]
+    if len(shape) != 4 or not shape[0] or shape[1:] != [3, size, size]:
+        remedies.append(f"read images at the run's size: attnad.load_images(..., size={size})")
+    if images.is_floating_point():
+        remedies.append("multiply values in [0, 1] by 255 and convert: (255 * images).round().to(torch.uint8)")
+    elif images.dtype != torch.uint8:
+        remedies.append("convert values from 0 to 255: images.to(torch.uint8)")
+    if remedies:
+        kind = str(images.dtype).removeprefix("torch.")
+        raise SettingError(f"images are {kind} {list(images.shape)}; scoring takes {takes}: {'; '.join(remedies)}")
 
 
 # minus D2's logit (section 4); mean of the map, in [0, 1]; mean squared error of x_re and minus D1's logit of

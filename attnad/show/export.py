@@ -26,7 +26,7 @@ from attnad.detectors.strong import Strong
 from attnad.errors import CheckpointError, PackageError, SettingError, remedy
 from attnad.places import Places
 from attnad.run import Run
-from attnad.score import Scores
+from attnad.score import Scores, check_images
 from attnad.train import to_float
 
 OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
@@ -142,7 +142,11 @@ class ExportedRun:
     session: Any
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, less what is not in the file."""
+        """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, less what is not in the file.
+
+        Raises SettingError, saying what to pass, on other images.
+        """
+        check_images(images, self.facts["size"])
         x = to_float(images).contiguous()
         names = [output.name for output in self.session.get_outputs()]
         answers = [self.session.run(names, {"image": one[None].numpy()}) for one in x]
