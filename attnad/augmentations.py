@@ -116,6 +116,25 @@ def random_boxes(n: int, size: int, config: AugmentConfig, generator: torch.Gene
     return torch.stack([top, left, top + height, left + width], 1).long()
 
 
+def random_parts(n: int, region: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw rectangles as `random_boxes` does, each around a place of a region, which alone they cover.
+
+    Takes a region [s, s], True = inside; returns float maps [n, 1, s, s], 1 on the drawn area, at most half the region.
+    A thin region has little of a rectangle of that area, so it grows until it has as much.
+    """
+    places = region.nonzero().float()  # [m, 2]: row, column
+    smallest, largest = config.box_area
+    area = _uniform(n, math.log(smallest), math.log(largest), generator).exp() * region.numel()
+    aspect = _uniform(n, -math.log(config.box_aspect), math.log(config.box_aspect), generator).exp()
+    middle = torch.randint(len(places), (n,), generator=generator, device=generator.device)
+    maps = torch.zeros(n, 1, *region.shape, device=generator.device)
+    for i, pixels in enumerate(area.round().clamp(max=len(places) // 2).clamp(min=1).long().tolist()):
+        rows, columns = (places - places[middle[i]]).abs().unbind(1)
+        nearest = torch.maximum(rows / aspect[i].sqrt(), columns * aspect[i].sqrt()).argsort()[:pixels]
+        maps[i, 0][tuple(places[nearest].long().T)] = 1
+    return maps
+
+
 def random_orders(n: int, patches: int, generator: torch.Generator) -> Tensor:
     """Draw permutations of 0 ... patches - 1, never the identity (it becomes a shift by one): a normal image is none.
 
@@ -156,23 +175,32 @@ def cut_and_fill(x: Tensor, filling: Tensor, boxes: Tensor) -> tuple[Tensor, Ten
     images and their target maps [n, 1, s, s], 0 inside the rectangle and 1 outside.
     Raises ValueError on images that are not square. Source: section 3.2.1, after CutMix (Yun et al. 2019).
     """
+    return _fill(x, filling, boxes_to_map(boxes, x.shape[-1]))
+
+
+def _fill(x: Tensor, filling: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     _require_square(x)
-    inside = boxes_to_map(boxes, x.shape[-1])
     return torch.where(inside > 0, filling, x), 1 - inside
 
 
-def synthesize(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def synthesize(
+    x: Tensor, config: AugmentConfig, generator: torch.Generator, *, region: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Make one synthetic anomaly x_ano and its target map A_ano of each normal image.
 
     Each image becomes x'_ano (the whole image transformed, map all 0) with probability `config.whole_share`, else
     x''_ano (a rectangle filled with zeros or with x'_ano, with equal chance).
-    Takes images [n, 3, s, s] in [0, 1] on the generator's device; returns ([n, 3, s, s], [n, 1, s, s]).
+    Takes images [n, 3, s, s] in [0, 1] on the generator's device, and bool [s, s] where rectangles are to lie in a
+    region; returns ([n, 3, s, s], [n, 1, s, s]).
     Source: section 3.2.1; the mix is D3.
     """
     n = len(x)
     x1 = hard_augmentation(x, config, generator)
-    boxes = random_boxes(n, x.shape[-1], config, generator)
+    if region is None:
+        inside = boxes_to_map(random_boxes(n, x.shape[-1], config, generator), x.shape[-1])
+    else:
+        inside = random_parts(n, region, config, generator)
     zero_fill = _uniform(n, 0, 1, generator)[:, None, None, None] < 0.5
-    x2, a2 = cut_and_fill(x, torch.where(zero_fill, torch.zeros_like(x1), x1), boxes)
+    x2, a2 = _fill(x, torch.where(zero_fill, torch.zeros_like(x1), x1), inside)
     whole = _uniform(n, 0, 1, generator)[:, None, None, None] < config.whole_share
     return torch.where(whole, x1, x2), torch.where(whole, torch.zeros_like(a2), a2)

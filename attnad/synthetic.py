@@ -25,22 +25,33 @@ ENOUGH = 0.7  # image AUROC, and pixel AUROC, below which a detector has learned
 
 
 def synthetic_check(
-    score: Callable[[Tensor], Scores], image_score: str, held_out: Tensor, *, threshold: float, seed: int
+    score: Callable[[Tensor], Scores],
+    image_score: str,
+    held_out: Tensor,
+    *,
+    threshold: float,
+    seed: int,
+    region: Tensor | None = None,
 ) -> dict[str, Any]:
     """Draw synthetic anomalies into held-out normal images, uint8 [n, 3, s, s], and see what a detector finds of them.
 
+    With a region, bool [s, s], which `score` goes by, they are drawn inside it, and its pixels alone count.
     Returns `n` synthetic images, their `image_auroc` against the images they were made of, the `pixel_auroc` of the
-    replaced rectangles within them (None without maps), and `found`, the share of them above the threshold.
+    replaced rectangles within them (None without maps, or where the region is one pixel), and `found`, the share of
+    them above the threshold.
     """
     normal = held_out[:MOST]
     several = -(-LEAST // len(normal))
     x = to_float(normal.repeat(several, 1, 1, 1)[:MOST])
-    x_ano, a_ano = synthesize(x, ANOMALIES, torch.Generator().manual_seed(seed))
+    x_ano, a_ano = synthesize(x, ANOMALIES, torch.Generator().manual_seed(seed), region=region)
     good = score(normal).image[image_score]
     scores = score((x_ano * 255).round().to(torch.uint8))
     bad = scores.image[image_score]
     labels = torch.cat([torch.zeros(len(good)), torch.ones(len(bad))]).numpy()
-    pixel = None if scores.maps is None else auroc((a_ano[:, 0] < 0.5).flatten().numpy(), scores.maps.flatten().numpy())
+    judged = torch.ones(x.shape[2:], dtype=torch.bool) if region is None else region
+    replaced, pixel = (a_ano[:, 0] < 0.5)[:, judged].flatten(), None
+    if scores.maps is not None and not replaced.all():
+        pixel = auroc(replaced.numpy(), scores.maps[:, judged].flatten().numpy())
     return {
         "n": len(bad),
         "image_auroc": auroc(labels, torch.cat([good, bad]).numpy()),

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnad.augmentations import random_parts, synthesize
+from attnad.config import AugmentConfig
+from attnad.region import Region
 from attnad.score import Scores
-from attnad.synthetic import MOST, learned_enough, synthetic_check
+from attnad.synthetic import ANOMALIES, MOST, learned_enough, synthetic_check
+from attnad.train import to_float
 
 
 def photographs(n: int) -> Tensor:
@@ -81,3 +85,67 @@ def test_the_same_seed_draws_the_same_anomalies_and_no_global_generator_is_touch
     assert not torch.equal(drawn[0], drawn[2])
     assert all(torch.equal(good, normal) for good in seen[::2])
     assert (drawn[0] != normal.repeat(14, 1, 1, 1)).flatten(1).any(1).all(), "an image without an anomaly"
+
+
+def region(*boxes: tuple[int, int, int, int], size: int = 32) -> Tensor:
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    for top, left, bottom, right in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+REGIONS = {  # of 1,024 pixels
+    "all": region((0, 0, 32, 32)),
+    "a twentieth": region((3, 20, 10, 27)),
+    "a line": region((15, 0, 16, 32)),
+    "a short line": region((4, 31, 9, 32)),
+    "a frame": region((0, 0, 32, 32)) & ~region((1, 1, 31, 31)),
+    "two corners": region((0, 0, 3, 3), (29, 29, 32, 32)),
+    "a slant": torch.eye(32, dtype=torch.bool),
+    "three pixels": region((9, 9, 10, 12)),
+    "one pixel": region((9, 9, 10, 10)),
+}
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_anomalies_are_drawn_and_counted_inside_a_region(name):
+    """Who sees all finds all, and who sees nothing nothing, however small the region is."""
+    mask, normal, seen = REGIONS[name], photographs(9), []
+    judged = Region(mask, (32, 32), "")
+
+    def inside(score):
+        def watched(images: Tensor) -> Scores:
+            seen.append(images)
+            found = score(images)
+            return judged.inside(Scores({"peak": found.image["it"]}, found.maps))
+
+        return watched
+
+    check = synthetic_check(inside(knows(normal)), "peak", normal, threshold=0.001, seed=0, region=mask)
+    changed = (seen[1] != normal.repeat(5, 1, 1, 1)).any(1)
+    assert not changed[:, ~mask].any()
+    assert changed.flatten(1).any(1).all(), "an image without an anomaly"
+    assert check["image_auroc"] == check["found"] == 1
+    assert check["pixel_auroc"] is None if name == "one pixel" else check["pixel_auroc"] > 0.99
+    assert learned_enough(check)
+    assert not learned_enough(synthetic_check(inside(blind), "peak", normal, threshold=1, seed=0, region=mask))
+
+
+@pytest.mark.parametrize("name", ["a twentieth", "a line", "a frame", "three pixels"])
+def test_rectangles_in_a_region_have_the_area_that_was_drawn_and_leave_half_of_it(name):
+    mask, config = REGIONS[name], AugmentConfig(box_area=(0.01, 0.0101))
+    parts = random_parts(200, mask, config, torch.Generator().manual_seed(0))[:, 0]
+    assert set(parts.sum((1, 2)).tolist()) == {min(10, mask.sum().item() // 2)}
+    assert (parts.amax(0) > 0).equal(mask), "a place of the region that nothing is drawn at"
+
+
+def test_without_a_region_the_same_is_drawn_as_before():
+    normal, seen = photographs(MOST), []
+
+    def watched(images: Tensor) -> Scores:
+        seen.append(images)
+        return blind(images)
+
+    synthetic_check(watched, "it", normal, threshold=0, seed=3)
+    x_ano, _ = synthesize(to_float(normal), ANOMALIES, torch.Generator().manual_seed(3))
+    assert torch.equal(seen[1], (x_ano * 255).round().to(torch.uint8))
