@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from pictures import blob_mask, check_test_set, picture, refused, save
 from PIL import Image
 
 from attnad import data
+from attnad.config import SIZE
 from attnad.data import load_images, load_test, load_train
+from attnad.detectors import DETECTORS
 
 pytestmark = pytest.mark.usefixtures("no_user_data")
 
@@ -56,13 +59,18 @@ def test_loading_is_deterministic_and_leaves_global_random_states_alone():
     np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
-@pytest.mark.parametrize("size", [0, 16, 40, 100, -64, 64.0, "64", True, None])
+@pytest.mark.parametrize("size", [0, 16, 40, 48, 100, -64, 1056, 64.0, "64", True, None])
 def test_bad_size(size):
+    """One rule for images and for configurations, whose check is in every recipe's ranges."""
     for load in (load_train, load_test):
-        with refused("size", "multiple of 16"):
+        with refused("size", SIZE[1]):
             load("textures", size=size)
-    with refused("size"):
+    with refused("size", SIZE[1]):
         load_images([Path("x.png")], size=size)
+    if type(size) is int:
+        for name, detector in DETECTORS.items():
+            with pytest.raises(ValueError, match=f"size cannot be {size}; choose {SIZE[1]}"):
+                detector.check(replace(detector.recipe(name, "textures"), size=size))
 
 
 def test_bad_texture():

@@ -22,15 +22,15 @@ def test_plain_folder(tmp_path):
     for i in (2, 0, 1):
         save(tmp_path / f"photos/{i}.jpg")
     folder = str(tmp_path / "photos")
-    assert load_train(folder, size=48).names == ("0.jpg", "1.jpg", "2.jpg")
+    assert load_train(folder, size=64).names == ("0.jpg", "1.jpg", "2.jpg")
     assert data.classes(folder) == ()
     with refused("photos", "test/<defect>", "ground_truth"):
-        load_test(folder, size=48)
+        load_test(folder, size=64)
     with refused("photos", "leave normal_class out"):
-        load_train(folder, size=48, normal_class="good")
+        load_train(folder, size=64, normal_class="good")
     save(tmp_path / "photos/inner/0.jpg")
     with refused("photos", "inner", "train"):
-        load_train(folder, size=48)
+        load_train(folder, size=64)
 
 
 def test_a_folder_of_data_sets_is_not_taken_for_normal_images(mvtec):

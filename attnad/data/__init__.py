@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnad.config import SIZE
 from attnad.data import textures
 from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_batches, train_batches
 from attnad.data.folders import NormalSet, TestSet, expand, files_of, find_folder, relative
@@ -144,8 +145,9 @@ def split_normal(images: Tensor, *, fraction: float = 0.1, seed: int) -> tuple[T
 
 
 def _check_size(size: int) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or size < 32 or size % 16:
-        raise DataError(f"size {size!r}: must be a whole number of pixels, 32 or more and a multiple of 16, such as 64")
+    _, takes, fits = SIZE
+    if type(size) is not int or not fits(size):  # a bool is none
+        raise DataError(f"size {size!r}: must be a whole number of pixels, {takes}, such as 64")
 
 
 def _normal_class(data: str, wanted: str | None, root: Path | None) -> str | None:
