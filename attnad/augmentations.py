@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnad.config import AugmentConfig
+from attnad.config import AugmentConfig, TransformConfig
 
 
 def _require_square(x: Tensor) -> None:
@@ -145,7 +145,7 @@ def random_orders(n: int, patches: int, generator: torch.Generator) -> Tensor:
     return torch.where((order == identity).all(1, keepdim=True), identity.roll(1), order)
 
 
-def hard_augmentation(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def hard_augmentation(x: Tensor, config: TransformConfig, generator: torch.Generator) -> Tensor:
     """x'_ano = jitter(perm(rotate(x))): a transformation strong enough to leave the normal distribution.
 
     Takes and returns images [n, 3, s, s] in [0, 1]; `generator` lives on the images' device. A step that `config`

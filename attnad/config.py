@@ -1,4 +1,7 @@
-"""Every hyper-parameter once: symbol, value and source (section of the paper, or D# of book/deviations.md)."""
+"""Every hyper-parameter once: symbol, value and source (section of the paper, or D# of book/deviations.md).
+
+More than 300 lines: values, their ranges, and what files of earlier versions say of them change together.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ PRETRAINED = {  # encoders that come with weights, and on what these were traine
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    """Hard augmentation: how synthetic anomalies are made (section 3.2.1)."""
+class TransformConfig:
+    """How a whole image is changed into x'_ano (section 3.2.1)."""
 
     rotation: bool = True
     """Rotate by 90, 180 or 270 degrees (section 3.2.1)."""
@@ -38,12 +41,6 @@ class AugmentConfig:
     """Jitter colours (section 3.2.1)."""
     grids: tuple[int, ...] = (2, 4)
     """Patch grids of perm, one drawn for each image (D1)."""
-    box_area: tuple[float, float] = (0.02, 0.4)
-    """Area of the replaced rectangle of x'', as a share of the image (D2)."""
-    box_aspect: float = 3.0
-    """Largest ratio of the rectangle's sides (D2)."""
-    whole_share: float = 0.5
-    """Share of x' among the synthetic anomalies, the rest is x'' (D3)."""
     brightness: float = 0.5
     """Brightness factor within 1 +- this (D4)."""
     contrast: float = 0.5
@@ -52,6 +49,18 @@ class AugmentConfig:
     """Saturation factor within 1 +- this (D4)."""
     hue: float = 0.2
     """Hue shift within +- this, in turns of the colour circle (D4)."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig(TransformConfig):
+    """Hard augmentation: how synthetic anomalies are made (section 3.2.1)."""
+
+    box_area: tuple[float, float] = (0.02, 0.4)
+    """Area of the replaced rectangle of x'', as a share of the image (D2)."""
+    box_aspect: float = 3.0
+    """Largest ratio of the rectangle's sides (D2)."""
+    whole_share: float = 0.5
+    """Share of x' among the synthetic anomalies, the rest is x'' (D3)."""
 
 
 @dataclass(frozen=True)
@@ -238,20 +247,25 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 _GONE = {"ADGANConfig": {"pixels": False, "real_anomalies": 0}}  # the GAN of table 1 is a detector of its own now
+_IDLE: dict[str, dict[str, Any]] = {  # gone too, since nothing came of them: what they were by default
+    **{name: {"latent": 64} for name in ("MapConfig", "DCGANConfig", "StudentsConfig", "SuperpixelConfig")},
+    "TransformConfig": {"box_area": (0.02, 0.4), "box_aspect": 3.0, "whole_share": 0.5},
+}
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """Build a configuration of class `cls` from plain dictionaries, as `to_dict` or JSON gives them.
 
-    A field that is younger than the file takes its metadata's "before": what there was without it, and one that is gone
-    is passed over where it says what there is without it (`_GONE`). Raises ValueError on a key that is unknown or
-    missing and on a value of another type, naming it, so that a file of another version is refused.
+    A field that is younger than the file takes its metadata's "before": what there was without it. One that is gone is
+    passed over where it says what there is without it (`_GONE`), and where nothing came of it (`_IDLE`). Raises
+    ValueError on a key that is unknown or missing and on a value of another type, naming it, so that a file of another
+    version is refused.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
     hints = get_type_hints(cls)
-    gone = _GONE.get(cls.__name__, {})
-    values = {name: value for name, value in values.items() if name not in gone or value != gone[name]}
+    gone, idle = (table.get(cls.__name__, {}) for table in (_GONE, _IDLE))
+    values = {k: v for k, v in values.items() if k not in idle and (k not in gone or v != gone[k])}
     values = {f.name: f.metadata["before"] for f in fields(cls) if "before" in f.metadata} | values
     if wrong := sorted(hints.keys() ^ values.keys()):
         raise ValueError(
@@ -284,6 +298,20 @@ def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -
 def short_hash(values: dict[str, Any]) -> str:
     """Eight hexadecimal digits that stand for plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def config_hash(config: Any) -> str:
+    """Eight hexadecimal digits that stand for a configuration, in the names of runs' folders and in results.csv.
+
+    Fields that did nothing and are gone count as they were by default, so that runs from before are found.
+    """
+
+    def values(part: Any) -> Any:
+        if not is_dataclass(part):
+            return part
+        return {f.name: values(getattr(part, f.name)) for f in fields(part)} | _IDLE.get(type(part).__name__, {})
+
+    return short_hash(values(config))
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from attnad.augmentations import boxes_to_map, hard_augmentation, random_boxes
-from attnad.config import AugmentConfig
+from attnad.config import AugmentConfig, TransformConfig
 
 CELLS = (4, 8, 16, 32)  # of noise, a side: from blots to crumbs
 
@@ -37,7 +37,7 @@ class StainConfig:
     """Least opacity of what is blended in; the most is 1."""
     changed: float = 0.03
     """Least mean change of a pixel's channels that makes it anomalous."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: TransformConfig = field(default_factory=TransformConfig)
     """How x'_ano is made, one of the fillings."""
 
 

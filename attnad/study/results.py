@@ -6,14 +6,13 @@ import csv
 import io
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from attnad.checkpoint import write_atomically
-from attnad.config import PRETRAINED, short_hash
+from attnad.config import PRETRAINED, config_hash
 from attnad.errors import DataError
 from attnad.metrics import METRICS
 from attnad.study.tables import Job
@@ -43,7 +42,7 @@ def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
                 job.table, outcome["dataset"], job.name, method, config.recipe, config.encoder,
                 weights, config.size, config.seed, metric, f"{value:.6f}", n,
                 config.epochs, outcome["commit"], facts["torch"], facts["device"], facts["threads"],
-                f"{sum(facts['seconds'].values()):.1f}", facts["date"], short_hash(asdict(config)), job.overrides,
+                f"{sum(facts['seconds'].values()):.1f}", facts["date"], config_hash(config), job.overrides,
             )  # fmt: skip
             found.append(dict(zip(COLUMNS, map(str, row), strict=True)))
     return found

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnad.config import RunConfig, from_dict, short_hash
+from attnad.config import RunConfig, config_hash, from_dict
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.data.textures import CHOSEN_ON, TEXTURES
 from attnad.detectors import recipe
@@ -292,4 +292,4 @@ def folder_name(config: Any) -> str:
     """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
     hashes = [stage1_hash(asdict(config))] if isinstance(config, RunConfig) else []
     name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
-    return "-".join(filter(None, [*name, *hashes, short_hash(asdict(config))]))
+    return "-".join(filter(None, [*name, *hashes, config_hash(config)]))

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from attnad.detectors.rivals.networks import decoder
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig, descend
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival, descend
 from attnad.losses import adversarial_loss, non_saturating_loss
 from attnad.models import Discriminator
 
 
 @dataclass(frozen=True)
-class AnoGANConfig(RivalConfig):
+class AnoGANConfig(LatentConfig):
     """All that decides the scores of `anogan`."""
 
     recipe: Literal["anogan"] = "anogan"

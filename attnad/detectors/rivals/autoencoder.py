@@ -29,20 +29,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attnad.detectors.rivals.networks import decoder, encoder
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival
 
 WINDOW = 11
 
 
 @dataclass(frozen=True)
-class L2Config(RivalConfig):
+class L2Config(LatentConfig):
     """All that decides the scores of `ae-l2`."""
 
     recipe: Literal["ae-l2"] = "ae-l2"
 
 
 @dataclass(frozen=True)
-class SSIMConfig(RivalConfig):
+class SSIMConfig(LatentConfig):
     """All that decides the scores of `ae-ssim`."""
 
     recipe: Literal["ae-ssim"] = "ae-ssim"
@@ -75,7 +75,7 @@ class AutoencoderL2(Rival):
 
     config_type: Any = L2Config
 
-    def __init__(self, config: RivalConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.encoder = encoder(config.size, config.width, config.latent)
         self.decoder = decoder(config.size, config.width, config.latent)

@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 
 from attnad.detectors.rivals.attention import weighted
 from attnad.detectors.rivals.networks import VAE, vae_loss
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig, descend
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival, descend
 from attnad.losses import adversarial_loss, non_saturating_loss
 from attnad.models import Discriminator
 
@@ -36,7 +36,7 @@ LEVEL = 3  # features after so many halvings
 
 
 @dataclass(frozen=True)
-class CAVGAConfig(RivalConfig):
+class CAVGAConfig(LatentConfig):
     """All that decides the scores of `cavga`."""
 
     recipe: Literal["cavga"] = "cavga"

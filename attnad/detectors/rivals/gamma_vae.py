@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from attnad.detectors.rivals.networks import VAE
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival
 
 
 @dataclass(frozen=True)
-class GammaVAEConfig(RivalConfig):
+class GammaVAEConfig(LatentConfig):
     """All that decides the scores of `gamma-vae`."""
 
     recipe: Literal["gamma-vae"] = "gamma-vae"

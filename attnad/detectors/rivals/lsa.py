@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, leaky_relu, linear
 
 from attnad.detectors.rivals.networks import decoder, encoder
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival
 from attnad.train import to_float
 
 
 @dataclass(frozen=True)
-class LSAConfig(RivalConfig):
+class LSAConfig(LatentConfig):
     """All that decides the scores of `lsa`."""
 
     recipe: Literal["lsa"] = "lsa"

@@ -41,8 +41,6 @@ class RivalConfig(DetectorConfig):
     """What judges an image: the mean of the highest hundredth of its map, or of all of it (R3)."""
     width: int = 16
     """Channels of the widest layers, those at half the images' side (R1)."""
-    latent: int = 64
-    """Numbers that an image is reduced to (R1)."""
     epochs: int = 20
     """Passes over the normal images (R1)."""
     batch: int = 16
@@ -58,16 +56,24 @@ class RivalConfig(DetectorConfig):
         return "convolutions"
 
 
+@dataclass(frozen=True)
+class LatentConfig(RivalConfig):
+    """The same of a rival that reduces an image to one vector."""
+
+    latent: int = 64
+    """Numbers that an image is reduced to (R1)."""
+
+
 _RANGES: tuple[Range, ...] = (
     SIZE,
     SEED,
     ("width", "from 2 to 128", lambda v: 2 <= v <= 128),
-    ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024),
     ("epochs", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
     ("batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
     ("learning_rate", "above 0", lambda v: 0 < v < math.inf),
     ("beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
 )
+_LATENT: Range = ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ class Rival(nn.Module):
     @classmethod
     def check(cls, config: RivalConfig) -> None:
         """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
-        check_ranges(config, (*_RANGES, *cls.ranges))
+        latent = (_LATENT,) if isinstance(config, LatentConfig) else ()
+        check_ranges(config, (*_RANGES, *latent, *cls.ranges))
 
     @classmethod
     def fit(

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attnad.detectors.rivals.networks import decoder, encoder
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig, descend
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival, descend
 from attnad.models import Discriminator
 
 
 @dataclass(frozen=True)
-class ULSLMConfig(RivalConfig):
+class ULSLMConfig(LatentConfig):
     """All that decides the scores of `ulslm`."""
 
     recipe: Literal["ulslm"] = "ulslm"

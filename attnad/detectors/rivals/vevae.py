@@ -28,14 +28,14 @@ from torch.nn.functional import interpolate
 
 from attnad.detectors.rivals.attention import weighted
 from attnad.detectors.rivals.networks import VAE, vae_loss
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
+from attnad.detectors.rivals.rival import Judged, LatentConfig, Rival
 from attnad.train import to_float
 
 LEVEL = 2  # features after so many halvings
 
 
 @dataclass(frozen=True)
-class VEVAEConfig(RivalConfig):
+class VEVAEConfig(LatentConfig):
     """All that decides the scores of `vevae`."""
 
     recipe: Literal["vevae"] = "vevae"

@@ -1,0 +1,123 @@
+"""No flag does nothing: every value of every recipe's configuration is read in training or in scoring.
+
+And what did nothing, and is gone, is still known in files of earlier versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import few_crops
+
+import attnad.config
+from attnad.checkpoint import load_json, save_json
+from attnad.config import config_hash, from_dict, short_hash, to_dict
+from attnad.detectors import DETECTORS, recipe
+from attnad.errors import SettingError
+from attnad.run import train_run
+from attnad.study.engines import measure
+from attnad.study.plan import missing
+from attnad.study.results import read_results
+from attnad.study.tables import folder_name, jobs, override
+
+# Whoever copies or checks a configuration looks at each value without making anything of it.
+LOOKS_AT_ALL = {dataclasses.__file__, attnad.config.__file__}
+RESULTS = Path(__file__).parent.parent / "book" / "results"
+WITHOUT_LATENT = ("map", "dcgan", "student", "superpixel")
+SHORT = {
+    "size": 32, "epochs": 1, "attention.epochs": 1, "adgan.epochs": 1, "attention.width": 4, "attention.latent": 4,
+    "attention.encoder": "resnet18", "width": 4, "steps": 2, "least": 64, "search": 1, "patches": 50,
+}  # fmt: skip
+
+
+def recorded(config: Any, read: set[str], prefix: str = "") -> Any:
+    """The same configuration, which writes down the names of the values that are read."""
+
+    class Recorded(type(config)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            if sys._getframe(1).f_code.co_filename not in LOOKS_AT_ALL:
+                read.add(prefix + name)
+            return super().__getattribute__(name)
+
+    Recorded.__name__ = type(config).__name__
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return Recorded(
+        **{name: recorded(v, read, f"{prefix}{name}.") if is_dataclass(v) else v for name, v in values.items()}
+    )
+
+
+def names(config: Any, prefix: str = "") -> set[str]:
+    """Names of all values, with a dot inside a part."""
+    found: set[str] = set()
+    for f in fields(config):
+        value = getattr(config, f.name)
+        found |= names(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name}
+    return found
+
+
+def short(name: str) -> Any:
+    """A configuration whose training takes a second."""
+    config = recipe(name, "textures")
+    return override(config, {key: value for key, value in SHORT.items() if key in names(config)})
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_value_is_read(name, tmp_path, monkeypatch):
+    few_crops(monkeypatch)
+    config, read = short(name), set()
+    train_run(recorded(config, read), tmp_path / "run", device="cpu", progress=False)
+    unread = names(config) - read
+    assert not unread
+
+
+def from_before(config: Any, latent: int = 64) -> dict[str, Any]:
+    """A configuration's values with those that did nothing and are gone."""
+    values = to_dict(config) | {"latent": latent}
+    if "stains" in values:
+        values["stains"]["augment"] |= {"box_area": (0.02, 0.4), "box_aspect": 3.0, "whole_share": 0.5}
+    return values
+
+
+@pytest.mark.parametrize("name", WITHOUT_LATENT)
+def test_values_that_did_nothing_are_gone_and_files_that_have_them_load(name):
+    config = recipe(name, "textures")
+    with pytest.raises(SettingError, match="has no value 'latent'"):
+        override(config, {"latent": 32})
+    assert from_dict(type(config), from_before(config)) == from_dict(type(config), from_before(config, 32)) == config
+    assert config_hash(config) == short_hash(from_before(config)), "a finished run's folder has another name"
+
+
+def test_a_finished_run_from_before_is_found_and_not_trained_again(tmp_path, monkeypatch):
+    """Its folder's name has the hash of a configuration with the field, and its config.json has the field itself."""
+    few_crops(monkeypatch)
+    config = short("superpixel")
+    folder = tmp_path / "textures-superpixel-seed0-{}".format(
+        attnad.config.short_hash(to_dict(config) | {"latent": 64})
+    )
+    assert folder.name == folder_name(config)
+    run = train_run(config, folder, device="cpu", progress=False)
+    save_json(folder / "config.json", load_json(folder / "config.json") | {"latent": 64})
+    before = (folder / "superpixel.safetensors").stat().st_mtime_ns
+    assert measure(config, tmp_path, device="cpu")["facts"] == run.facts
+    assert (folder / "superpixel.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "method"),
+    [("rivals", "student", ""), ("rivals", "superpixel", ""), ("table1", "dcgan", ""), ("beyond", "map", "tuned")],
+)
+def test_rows_of_results_csv_still_stand_for_finished_runs(table, name, method):
+    rows = {
+        (row["class"], row["method"], row["seed"], row["size"])
+        for row in read_results(RESULTS / "results.csv")
+        if (row["table"], row["recipe"]) == (table, name) and method in row["method"]
+    }
+    assert rows
+    for class_name, method, seed, size in rows:
+        planned = jobs(table, classes=[class_name], seeds=[int(seed)], overrides={"size": int(size)})
+        assert not missing([job for job in planned if method in job.variant.rows], RESULTS)
