@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,26 +23,79 @@ from torch import Tensor, nn
 
 from attnad.errors import CheckpointError
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: to a neighbour first, flushed to the disk, then renamed over the old one.
+    """Write a file whole or not at all: to a hidden neighbour, flushed to the disk, then renamed over the old one.
 
-    Raises OSError, naming the file, where the disk is full or the folder cannot be written to; the old file stays.
+    Several processes may write one file at once: the last one's stays. Raises OSError, naming the file, where the disk
+    is full or the folder cannot be written to; the old file stays.
     """
-    content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.writing")
+    content, temporary = content.encode() if isinstance(content, str) else content, None
     try:
-        with open(temporary, "wb") as file:
+        temporary, descriptor = _neighbour(path.parent)
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is None:
+                file.close()  # Windows renames no open file; elsewhere it is locked until it has its name
+            os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too
-        with suppress(OSError):
-            temporary.unlink()
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):  # of a full disk, which names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+_swept: set[Path] = set()  # folders in which this process has removed what killed ones had left
+
+
+def _neighbour(folder: Path) -> tuple[Path, int]:
+    """Make a hidden file of a random name, where nobody can have put a link, and lock it: path and descriptor."""
+    if folder not in _swept:
+        _swept.add(folder)
+        _sweep(folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        path = folder / f".{secrets.token_hex(8)}.writing"
+        descriptor = os.open(path, flags, 0o666)  # less the umask, as any other file
+        if _lock(descriptor, wait=True) is None or path.exists():  # else it was swept before it was locked
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left half written in a folder: what nobody has locked."""
+    for path in folder.glob(".*.writing"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.writing", path.name) and path.is_file() and not path.is_symlink():
+            with suppress(OSError):  # another has removed it, or may
+                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    if _lock(descriptor, wait=False):
+                        path.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool | None:
+    """Lock an open file until it is closed: whether it could be; None where system or disk has no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def save_json(path: Path, values: dict[str, Any]) -> None:
