@@ -11,16 +11,16 @@ import torch
 from made import write_images
 from torch.nn.functional import normalize
 
-from attnad.checkpoint import save_tensors
+from attnad.checkpoint import load_tensors, save_tensors
 from attnad.cli import main
 from attnad.data import load_test, textures
 from attnad.detectors import recipe
 from attnad.detectors.adapted import AdaptedConfig, mean_shifted_loss, view
 from attnad.detectors.neighbours import FrozenFeatures, pooled_features
-from attnad.errors import CheckpointError, TrainingError
+from attnad.errors import CheckpointError, Stopped, TrainingError
 from attnad.metrics import METRICS
 from attnad.run import evaluate_run, load_run, train_run
-from attnad.state import read_log
+from attnad.state import read_log, stopping
 
 N, SIZE = 24, 64
 
@@ -114,6 +114,23 @@ def test_it_judges_whole_images_and_the_run_loads(trained, config, tmp_path):
     assert not torch.allclose(other.detector.stored, again.detector.stored, atol=1e-3)
 
 
+def test_a_stopped_run_goes_on_to_the_same_weights(trained, config, tmp_path):
+    run, folder = trained
+    stopping.set()
+    try:
+        with pytest.raises(Stopped, match="stopped after epoch 1"):
+            train_run(config, tmp_path, device="cpu", progress=False)
+    finally:
+        stopping.clear()
+    assert load_tensors(tmp_path / "adapted.state.safetensors")["epoch"] == 1
+    assert train_run(config, tmp_path, device="cpu", progress=False).facts["threshold"] == run.facts["threshold"]
+    one, other = (load_tensors(each / "adapted.safetensors") for each in (folder, tmp_path))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [line[:4] for line in read_log(folder / "log.csv")] == [line[:4] for line in read_log(tmp_path / "log.csv")]
+    assert not (tmp_path / "adapted.state.safetensors").exists()
+
+
 def test_a_damaged_file_is_refused(trained, config, tmp_path):
     run, _ = trained
     train_run(replace(config, epochs=0), tmp_path, device="cpu", progress=False)
@@ -135,7 +152,7 @@ def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_training(config, tmp_path):
-    with pytest.raises(TrainingError, match=r"L became .* in epoch \d; lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"L became .* in epoch \d, step \d; .*Lower the learning rate"):
         train_run(replace(config, learning_rate=1e30), tmp_path, device="cpu", progress=False)
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from made import write_images
 from studies import NO_GAME, PAPER, PRINTED, RECIPE, TINY, counted, short_study, study
 
+from attnad.checkpoint import load_json, save_json
 from attnad.cli import main
 from attnad.data import load_test, textures
 from attnad.errors import DataError, TrainingError
 from attnad.metrics import auroc
-from attnad.run import load_run
+from attnad.run import Run, load_run
+from attnad.study import engines
 from attnad.study.engines import reproduce
 from attnad.study.results import COLUMNS, KEY, read_results
 from attnad.study.tables import (
@@ -108,6 +112,38 @@ def test_what_was_trained_but_not_evaluated_is_not_trained_again(first, tmp_path
     assert (run_folder(tmp_path, RECIPE) / "metrics.json").exists()
     theirs = figures(read_results(first / "results" / "results.csv"))
     assert figures(read_results(tmp_path / "results" / "results.csv")).items() <= theirs.items()
+
+
+def test_metrics_are_written_under_the_runs_lock_and_once(first, tmp_path, monkeypatch):
+    """Two processes that wait for one run's training may go on at the same time."""
+    shutil.copytree(run_folder(first, RECIPE), run_folder(tmp_path, RECIPE))
+    path = run_folder(tmp_path, RECIPE) / "metrics.json"
+    path.unlink()
+    seen, evaluate = [], engines.evaluate_run
+
+    def locked(*arguments: Any) -> dict[str, Any]:
+        with pytest.raises(Timeout):
+            FileLock(path.with_name(".lock")).acquire(timeout=0)
+        seen.append(path.exists())
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(engines, "evaluate_run", locked)
+    with short_study(RECIPE):
+        (job,) = jobs("textures", classes=["brick"], seeds=[0], overrides=TINY)
+        engines.measure(job.config, tmp_path / "runs", device="cpu", progress=False)
+        assert seen == [False]
+        first_one = load_json(path)
+        path.unlink()
+        train = engines.train_run
+
+        def meanwhile(*arguments: Any, **options: Any) -> Run:
+            """Another process has measured the run before this one has its lock."""
+            save_json(path, first_one | {"commit": "another"})
+            return train(*arguments, **options)
+
+        monkeypatch.setattr(engines, "train_run", meanwhile)
+        assert engines.measure(job.config, tmp_path / "runs", device="cpu", progress=False)["commit"] == "another"
+    assert seen == [False]
 
 
 def test_an_interrupted_run_goes_on(first, tmp_path):

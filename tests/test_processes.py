@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -344,3 +345,64 @@ def test_all_tables_in_borrowed_minutes(tmp_path, capsys, monkeypatch):
     second = capsys.readouterr().out.splitlines()
     assert any("minutes: 3 done, 0 failed, 0 stopped" in line for line in second), "those of seed 0 are there"
     assert {row["seed"] for row in read_results(tmp_path / "results" / "results.csv")} == {"0", "1"}
+
+
+def test_a_run_that_saved_nothing_begins_again_only_with_more_time(tmp_path):
+    a, b, _ = textures("as the recipe says", "no adversarial losses", "rectangles only")
+    folder = tmp_path / folder_name(a.config)
+
+    def call() -> Seconds:
+        return Seconds(tmp_path, tmp_path, device="cpu", threads=2)
+
+    seconds = call()
+    assert seconds.fits(a, 0.0)
+    had = seconds.stopped(a)
+    assert had > 0
+    assert not call().fits(a, had / 2), "it would do the same again"
+    assert call().fits(b, had / 2), "of another nothing is known"
+    seconds = call()
+    assert seconds.fits(a, 2 * had)
+    folder.mkdir(exist_ok=True)
+    (folder / "attention.state.safetensors").touch()
+    assert seconds.stopped(a) == 0, "what it did is kept"
+    seconds = call()
+    assert seconds.fits(a, 0.0)
+    assert seconds.stopped(a) > 0, "the state is as it was"
+    assert not call().fits(a, 0.0)
+    seconds = call()
+    assert seconds.fits(a, 60)
+    (folder / "attention.state.safetensors").unlink()
+    (folder / "run.json").touch()
+    assert seconds.stopped(a) == 0, "it is trained"
+    assert seconds.fits(a, 60)
+    assert seconds.stopped(a) > 0
+    assert seconds.fits(a, 60)
+    seconds.note(a)
+    assert not (folder / "unsaved.json").exists()
+
+
+def test_minutes_that_are_too_few_are_told_and_nothing_is_done_twice(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def too_short(_: Any, planned: Sequence[Job], *, fits: Any, **__: Any) -> Iterator[tuple[Job, Exception]]:
+        for job in planned:
+            if fits(job, 0.0):
+                begun.append(job)
+                yield job, Stopped("ended at the deadline; the same command goes on from its last saved state")
+
+    monkeypatch.setattr("attnad.study.engines.run_in_processes", too_short)
+    few = [v for v in TABLES["textures"] if v.recipe is None][:2]
+    monkeypatch.setitem(TABLES, "textures", few)
+    arguments = {"classes": ["brick"], "seeds": (0,), "minutes": 1, "device": "cpu"}
+    folders = {name: tmp_path / name for name in ("runs", "results")}
+    reproduce("textures", **arguments, **folders)
+    assert len(begun) == 2
+    first = capsys.readouterr().out
+    assert first.count("and nothing of them is saved") == 2
+    assert "0 stopped with their states saved, 2 with nothing saved" in first
+    assert "goes on" not in first
+    assert "2 of them need more time at once than this: give --minutes 2 " in first
+    reproduce("textures", **arguments, **folders)
+    assert len(begun) == 2
+    second = capsys.readouterr().out
+    assert "left: 2 (textures 2)\n2 of them need more time" in second

@@ -12,6 +12,7 @@ for one epoch: longer, and features of anomalies are spread out too. Source: Rei
 contrastive loss for anomaly detection"; that one epoch is enough was measured on these classes, with their labels.
 
 RUN/adapted.safetensors            the network, and the features that are kept
+RUN/adapted.state.safetensors      training state, to resume from; removed when the run is finished
 RUN/log.csv                        the loss of each epoch
 """
 
@@ -32,7 +33,7 @@ from attnad.checkpoint import load_module, load_tensors, module_tensors, save_te
 from attnad.config import SEED, SIZE, DetectorConfig, check_ranges
 from attnad.detectors.neighbours import FrozenFeatures, Neighbours, pooled_features
 from attnad.errors import CheckpointError, TrainingError
-from attnad.state import FitOptions, Log
+from attnad.state import FitOptions, Log, State
 from attnad.train import to_float
 
 
@@ -116,8 +117,8 @@ class Adapted(Neighbours):
     ) -> Adapted:
         """Adapt the network to normal images, uint8 [n, 3, s, s], then keep their features, into `folder`.
 
-        It takes minutes, so what was stopped begins again. Raises TrainingError on a loss that is not finite, and where
-        there is one image alone.
+        What was stopped goes on. Raises TrainingError on a loss that is not finite, and where there is one image alone;
+        CheckpointError on a state of other data.
         """
         if len(images) < 2:
             raise TrainingError(
@@ -131,12 +132,16 @@ class Adapted(Neighbours):
             parameter.requires_grad_(True)
         optimizer = torch.optim.SGD(learned, config.learning_rate, momentum=0.9, weight_decay=5e-5)
         generator = torch.Generator(device).manual_seed(config.seed)
-        log = Log(folder / "log.csv", "adapted", ("L",), 0)
-        for epoch in range(1, config.epochs + 1):
-            started, losses = time.perf_counter(), []
+        path = folder / "adapted.state.safetensors"
+        state = State(path, {"network": network}, {"all": optimizer}, generator, images, options.save_seconds)
+        done, terms = state.resume(), ("L",)
+        log = Log(folder / "log.csv", "adapted", terms, done)
+        for epoch in range(done + 1, config.epochs + 1):
+            started = time.perf_counter()
             order = torch.randperm(len(images), generator=generator, device=device).cpu()
             parts = [part for part in order.split(config.batch) if len(part) > 1]
-            for part in tqdm(parts, desc="adapting", disable=not options.progress):
+            losses = torch.empty(len(parts), 1, device=device)
+            for step, part in enumerate(tqdm(parts, desc="adapting", disable=not options.progress)):
                 x = to_float(images[part].to(device))
                 views = torch.cat([view(x, generator), view(x, generator)])
                 first, second = network(views)[0].chunk(2)
@@ -144,11 +149,10 @@ class Adapted(Neighbours):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses.append(loss.detach())
-            mean = torch.stack(losses).mean().item()
-            if not math.isfinite(mean):
-                raise TrainingError(f"L became {mean} in epoch {epoch}; lower the learning rate, in another --out")
-            log.add(epoch, [mean], time.perf_counter() - started)
+                losses[step] = loss.detach()
+                state.check(losses[: step + 1], terms, epoch)
+            log.add(epoch, state.finite_mean(losses, terms, epoch), time.perf_counter() - started)
+            state.save(epoch, last=epoch == config.epochs)
         network.requires_grad_(False)
         stored = pooled_features(network, images)
         save_tensors(folder / "adapted.safetensors", module_tensors("network", network) | {"features": stored})

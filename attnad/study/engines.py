@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from PIL import Image
 
 from attnad.checkpoint import load_json, save_json
@@ -53,15 +55,18 @@ def measure(
         return load_json(path)
     stage1 = _same_stage1(config, runs)
     run = train_run(config, folder, stage1=stage1, device=device, data_root=data_root, progress=progress)
-    # Test images are read no earlier than the weights are final.
-    test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
-    outcome = evaluate_run(run, test) | {"facts": run.facts}
-    outcome |= {
-        "n_good": int((~test.labels).sum()),
-        "dataset": _dataset(config.data, test, data_root),
-        "commit": commit,
-    }
-    save_json(path, outcome)
+    with FileLock(folder / ".lock"):  # the run's own: another process may have waited for its training too
+        if path.exists():
+            return load_json(path)
+        # Test images are read no earlier than the weights are final.
+        test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+        outcome = evaluate_run(run, test) | {"facts": run.facts}
+        outcome |= {
+            "n_good": int((~test.labels).sum()),
+            "dataset": _dataset(config.data, test, data_root),
+            "commit": commit,
+        }
+        save_json(path, outcome)
     return outcome
 
 
@@ -192,13 +197,17 @@ def reproduce(
         ended = run_in_processes(measure, planned, workers=jobs, **limits, **arguments, progress=False)
     else:
         ended = run_locally(planned, **arguments)
-    left, failed, stopped = list(planned), [], 0
+    left, failed, stopped, in_vain = list(planned), [], 0, 0
     for i, (job, outcome) in enumerate(ended, 1):
         name = f"{job.table}, {job.name}" if table == "all" else job.name
         label = f"[{i}/{len(planned)}] {name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"
         if isinstance(outcome, Stopped):
-            stopped += 1
-            print(f"{label}: {outcome}", flush=True)
+            if seconds and (had := seconds.stopped(job)):
+                in_vain += 1
+                print(f"{label}: ended at the deadline after {had:.0f} s, and nothing of them is saved", flush=True)
+            else:
+                stopped += 1
+                print(f"{label}: {outcome}", flush=True)
             continue
         left.remove(job)
         if seconds:
@@ -213,8 +222,16 @@ def reproduce(
     if minutes is not None or table == "all":
         done, spent = len(planned) - len(left) - len(failed), (time.monotonic() - started) / 60
         by_table = ", ".join(f"{name} {n}" for name, n in Counter(job.table for job in left).items())
-        print(f"{spent:.1f} minutes: {done} done, {len(failed)} failed, {stopped} stopped with their states saved")
-        print(f"left: {len(left)} ({by_table}); the same command goes on" if left else "left: none")
+        ways = f"{stopped} stopped with their states saved" + (f", {in_vain} with nothing saved" if in_vain else "")
+        print(f"{spent:.1f} minutes: {done} done, {len(failed)} failed, {ways}")
+        longer = [seconds.needs(job) for job in left if seconds.needs(job) > seconds.most] if seconds else []
+        again = "; the same command goes on" if len(longer) < len(left) else ""
+        print(f"left: {len(left)} ({by_table}){again}" if left else "left: none")
+        if longer:
+            print(
+                f"{len(longer)} of them need more time at once than this: give --minutes "
+                f"{math.ceil(min(longer) / 60) + 1} for the first to begin, and up to {math.ceil(max(longer) / 60) + 1}"
+            )
     found = None if table == "all" else summary(table, results)
     if found:
         print(found.text())

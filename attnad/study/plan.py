@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attnad.checkpoint import load_json, save_json
 from attnad.data.cifar10 import find_cifar10
 from attnad.data.folders import data_root as find_root
 from attnad.errors import DataError
@@ -73,34 +74,62 @@ def missing(planned: Sequence[Job], results: Path) -> list[Job]:
 class Seconds:
     """What runs take, by kind: the most that one took in this call, else in rows of this device and number of threads.
 
-    A run of a kind that nothing is known of may begin at any time, and so may one with a saved state: what it does is
-    kept.
+    A run of a kind that nothing is known of may begin at any time, and so may one that has saved something: what it
+    does is kept. One that was stopped before it saved anything more needs longer than it had, whatever its kind: the
+    file RUN/unsaved.json says so to the next call, which would do the same again.
     """
 
     def __init__(self, results: Path, runs: Path, *, device: str, threads: int):
         self.runs = runs
         self.known: dict[tuple[str, ...], float] = {}
         self.here: dict[tuple[str, ...], float] = {}
-        self.begun: dict[str, float] = {}
+        self.begun: dict[str, tuple[float, dict[str, int]]] = {}  # when, and what was saved by then
+        self.most = 0.0  # seconds that a job could have
         for row in read_results(results / "results.csv"):
             if (row["device"], row["threads"]) == (device, str(threads)):
                 data = DATA.get(row["table"]) or row["class"]
                 kind = (data, row["method"], row["recipe"], row["encoder"], row["size"], row["epochs"])
                 self.known[kind] = max(float(row["seconds"]), self.known.get(kind, 0.0))
 
+    def needs(self, job: Job) -> float:
+        """Seconds that a job needs at once to get on, as far as is known."""
+        path = self._folder(job) / "unsaved.json"
+        in_vain = float(load_json(path)["seconds"]) if path.exists() else 0.0
+        kind = 0.0 if self._saved(job) else self.here.get(self._kind(job), self.known.get(self._kind(job), 0.0))
+        return max(in_vain, kind)
+
     def fits(self, job: Job, left: float) -> bool:
         """Whether a job may begin with so many seconds left; one that may counts as begun now."""
-        folder = self.runs / folder_name(job.config)
-        seconds = self.here.get(self._kind(job), self.known.get(self._kind(job), 0.0))
-        if seconds > left and not any(folder.glob("*.state.safetensors")):
+        self.most = max(self.most, left)
+        if self.needs(job) > left:
             return False
-        self.begun[folder.name] = time.monotonic()
+        self.begun[self._folder(job).name] = (time.monotonic(), self._saved(job))
         return True
 
     def note(self, job: Job) -> None:
         """Note that a job has ended now."""
-        took = time.monotonic() - self.begun[folder_name(job.config)]
+        took = time.monotonic() - self.begun[self._folder(job).name][0]
         self.here[self._kind(job)] = max(took, self.here.get(self._kind(job), 0.0))
+        (self._folder(job) / "unsaved.json").unlink(missing_ok=True)
+
+    def stopped(self, job: Job) -> float:
+        """Note that a job was stopped now; returns the seconds that it had where nothing of them was saved, else 0."""
+        begun, saved = self.begun[self._folder(job).name]
+        path, had = self._folder(job) / "unsaved.json", time.monotonic() - begun
+        if self._saved(job) != saved:
+            path.unlink(missing_ok=True)
+            return 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_json(path, {"seconds": had})
+        return had
+
+    def _folder(self, job: Job) -> Path:
+        return self.runs / folder_name(job.config)
+
+    def _saved(self, job: Job) -> dict[str, int]:
+        """What a job's folder has of it, by name, and of when: states, and run.json where it is trained."""
+        found = [p for pattern in ("*.state.safetensors", "run.json") for p in self._folder(job).glob(pattern)]
+        return {path.name: path.stat().st_mtime_ns for path in found}
 
     def _kind(self, job: Job) -> tuple[str, ...]:
         c, method = job.config, next(iter(job.variant.rows))
