@@ -34,7 +34,7 @@ import widget from "./widget.js";
 const view = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 const state = await (await fetch("state.json")).json();
 for (const [name, text] of Object.entries(state.bytes)) state.plain[name] = view(text);
-const listeners = [];
+window.listeners = [];
 const tell = (name, ...values) => listeners.filter(([n]) => n === name).forEach(([, listen]) => listen(...values));
 window.model = {
   saved: 0,
@@ -46,14 +46,17 @@ window.model = {
   },
   save_changes: () => (model.saved += 1),
   on: (names, listen) => names.split(" ").forEach((name) => listeners.push([name, listen])),
-  off() {},
+  off(names, listen) {
+    for (const name of names.split(" ")) listeners = listeners.filter(([n, l]) => n !== name || l !== listen);
+  },
   send(content, _, buffers = []) {
     if (!window.kernel) return;
     const texts = buffers.map((b) => btoa(String.fromCharCode(...new Uint8Array(b.buffer ?? b))));
     window.kernel(content, texts).then((answers) => answers.forEach(([c, b]) => tell("msg:custom", c, b.map(view))));
   },
 };
-await widget.render({ model, el: document.getElementById("here") });
+window.view = async () => widget.render({ model, el: document.body.appendChild(document.createElement("div")) });
+window.closeFirst = await widget.render({ model, el: document.getElementById("here") });
 document.body.dataset.ready = "";
 </script></body></html>"""
 

@@ -1,25 +1,31 @@
 // PaintDefect: see paint.py. An answer is the map in bytes, the scores in the order shown, and the reconstruction, if any.
 
-/** The kernel as what answers: images go out as messages. It counts once it has said that it is there. */
+/**
+ * The kernel as what answers: images go out as messages. It counts once it has said that it is there. All views of a model
+ * hear all answers, so each knows its own by their ids. Returns a function that stops listening.
+ */
 function kernelBackend(model, onready) {
-  let [waiting, id] = [null, 0];
-  model.on("msg:custom", (content, buffers) => {
+  let [waiting, id, count] = [null, "", 0];
+  const view = unique();
+  const listen = (content, buffers) => {
     if (content.kind === "kernel") onready(backend);
     if (!waiting || content.id !== id) return;
     const { resolve, reject } = waiting;
     waiting = null;
     if (content.kind === "error") reject(new Error(`The kernel could not answer. ${content.text}`));
     else resolve({ scores: content.scores, map: bytes(buffers[0]), reconstruction: buffers[1] && bytes(buffers[1]) });
-  });
+  };
   const backend = {
     name: "the kernel",
     answer: (pixels) =>
       new Promise((resolve, reject) => {
-        waiting = { resolve, reject };
-        model.send({ kind: "image", id: (id += 1) }, undefined, [pixels.slice().buffer]);
+        [waiting, id] = [{ resolve, reject }, `${view}-${(count += 1)}`];
+        model.send({ kind: "image", id }, undefined, [pixels.slice().buffer]);
       }),
   };
+  model.on("msg:custom", listen);
   model.send({ kind: "hello" });
+  return () => model.off("msg:custom", listen);
 }
 
 /** The model in this page as what answers: an ONNX file beside the page, in onnxruntime-web. Errors say what to do. */
@@ -163,7 +169,7 @@ function render({ model, el }) {
     problem.hidden = false;
     told.setAttribute("aria-busy", busy);
   };
-  kernelBackend(model, (kernel) => {
+  const deafen = kernelBackend(model, (kernel) => {
     backend = kernel;
     problem.hidden = true;
     if (stale) ask();
@@ -424,6 +430,7 @@ function render({ model, el }) {
   model.on("change:colormap", draw);
   restart();
   return () => {
+    deafen();
     model.off("change:index", restart);
     model.off("change:colormap", draw);
   };

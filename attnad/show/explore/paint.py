@@ -42,8 +42,8 @@ class PaintDefect(Widget):
     images: uint8 [n, 3, s, s] to paint on, s the run's size; by default six good test images of the run's data, where
     there are such those that the run passes as normal, so that what is painted makes the difference.
 
-    Raises ValueError where images do not fit or the run's detector gives no maps, DataError where the run's data are
-    not there.
+    Raises ValueError where images do not fit, the run's detector gives no maps, or the run judges photographs in tiles;
+    DataError where the run's data are not there.
     """
 
     _esm = module("paint")
@@ -59,6 +59,8 @@ class PaintDefect(Widget):
     _palettes = traitlets.Bytes().tag(sync=True)
 
     def __init__(self, run: Run | ExportedRun, images: Tensor | None = None, **state):
+        if isinstance(run, Run):
+            run.check_whole()
         facts = run.facts if isinstance(run, ExportedRun) else {**run.facts, **vars(run.config)}
         size = facts["size"]
         if images is None:
