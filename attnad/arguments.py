@@ -196,12 +196,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a finished run as one ONNX file: image [1, 3, s, s] in, map and scores out."""
+    """Write a finished run as one ONNX file: image uint8 [1, 3, s, s] in, map and scores out."""
 
     run: tyro.conf.Positional[Path]
     """Folder of a finished run."""
     model: tyro.conf.Positional[Path]
-    """File to write, such as model.onnx. Its metadata say what it is: size, threshold, recipe, seed, commit."""
+    """File to write, such as model.onnx. It takes RGB from 0 to 255, the whole photograph resized to the square with
+    antialiasing, as attnad.load_images does; runtimes refuse other types, such as float in [0, 1]. Its metadata say so,
+    and what it is: size, threshold, recipe, seed, commit."""
 
 
 def default_recipe(data: str, data_root: Path | None) -> str:

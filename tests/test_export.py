@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
+import onnx
 import pytest
 import torch
 from made import random_images, random_run
@@ -10,7 +14,8 @@ import attnad.show.export
 from attnad.cli import main
 from attnad.errors import CheckpointError
 from attnad.score import Scores
-from attnad.show.export import export_run, load_exported
+from attnad.show.explore import PaintDefect
+from attnad.show.export import IMAGE, export_run, load_exported
 
 
 def named(scores: Scores) -> dict[str, torch.Tensor]:
@@ -54,11 +59,52 @@ def test_the_command_and_what_the_file_says_of_itself(tmp_path, monkeypatch, cap
     run = load_exported(path)
     assert run.facts == {
         "size": 32, "threshold": 0.125, "image_score": "adgan", "data": "textures", "normal_class": "",
-        "recipe": "quick", "seed": "7", "commit": "abc123",
+        "recipe": "quick", "seed": "7", "commit": "abc123", "image": IMAGE,
     }  # fmt: skip
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"], "one file, weights included"
     assert str(tmp_path).encode() not in path.read_bytes()
     assert b".py" not in path.read_bytes(), "no path of the machine that exported"
+
+
+def test_the_file_takes_bytes_and_refuses_whatever_else_it_is_given(tmp_path):
+    """Values in [0, 1] as bytes, or bytes as values, would give scores without a meaning."""
+    export_run(random_run(), tmp_path / "m.onnx")
+    exported, image = load_exported(tmp_path / "m.onnx"), random_images()[:1].numpy()
+    assert exported.takes_bytes
+    exported.session.run(None, {"image": image})
+    for wrong in (image / np.float32(255), image.astype(np.float32), image.transpose(0, 2, 3, 1), image[:, :, 1:]):
+        with pytest.raises(Exception, match=r"INVALID_ARGUMENT.*(Unexpected input data type|Got invalid dimensions)"):
+            exported.session.run(None, {"image": wrong})
+
+
+def test_a_file_of_an_earlier_version_is_answered_as_it_was(tmp_path):
+    """Its graph took float in [0, 1]: the same one without what makes them of bytes."""
+    export_run(random_run(), tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    (cast,) = (node for node in model.graph.node if "image" in node.input)
+    (divide,) = (node for node in model.graph.node if cast.output[0] in node.input)
+    assert (cast.op_type, divide.op_type) == ("Cast", "Div")
+    for node in model.graph.node:
+        node.input[:] = ["image" if name == divide.output[0] else name for name in node.input]
+    model.graph.node.remove(cast)
+    model.graph.node.remove(divide)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(model, tmp_path / "before.onnx")
+    before, now = (load_exported(tmp_path / name) for name in ("before.onnx", "m.onnx"))
+    assert not before.takes_bytes
+    before.session.run(None, {"image": np.zeros((1, 3, 32, 32), np.float32)})
+    for name, values in named(now.score(random_images())).items():
+        torch.testing.assert_close(named(before.score(random_images()))[name], values, rtol=1e-5, atol=1e-6)
+    assert PaintDefect(before, random_images())._facts["takes_bytes"] is False
+    assert PaintDefect(now, random_images())._facts["takes_bytes"] is True
+
+
+def test_the_help_says_what_goes_in(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    said = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())  # without the box around it
+    for words in ("uint8 [1, 3, s, s]", "RGB from 0 to 255", "resized to the square with antialiasing", "refuse other"):
+        assert words in said
 
 
 def test_files_that_are_no_model(tmp_path):

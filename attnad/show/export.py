@@ -1,6 +1,8 @@
 """A trained run as one ONNX file: what answers where there is no PyTorch, such as in a page of the book.
 
-The graph takes `image` [1, 3, s, s] in [0, 1] and gives `attention` [1, 1, s, s] (1 = normal). Of the paper's detector
+The graph takes `image`, uint8 [1, 3, s, s]: RGB, the whole photograph squashed to the square. Values in [0, 1] are of
+another type, which ONNX's runtimes refuse; files of earlier versions took those, as float. It gives `attention`
+[1, 1, s, s] (1 = normal). Of the paper's detector
 that is A_gen, with `reconstruction` [1, 3, s, s], `adgan` [1] (minus D2's logit) and `attention_score` [1] (mean of
 1 - A_gen); of recipes strong and gaussian it is 1 minus the map, with `top` [1] and `peak` [1]. Weights of convolutions
 are stored in half precision, and everything is computed in single precision.
@@ -31,7 +33,9 @@ from attnad.train import to_float
 
 OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
 STRONG_OUTPUTS = ("attention", "top", "peak")  # of recipes strong and gaussian
-FACTS = ("size", "threshold", "image_score", "data", "normal_class", "recipe", "seed", "commit")  # metadata of the file
+IMAGE = "uint8 [1, 3, size, size]: RGB, 0 to 255; the whole photograph resized to the square with antialiasing"
+# Metadata of the file.
+FACTS = ("size", "threshold", "image", "image_score", "data", "normal_class", "recipe", "seed", "commit")
 
 
 class _Graph(nn.Module):
@@ -44,8 +48,9 @@ class _Graph(nn.Module):
         self.discriminator = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        out = self.network(image)
-        logit = self.discriminator(self.adgan.masked(image, out.a_gen)).reshape(1)
+        x = image.float() / 255
+        out = self.network(x)
+        logit = self.discriminator(self.adgan.masked(x, out.a_gen)).reshape(1)
         return out.a_gen, out.x_re, -logit, (1 - out.a_gen).mean((1, 2, 3))
 
 
@@ -60,7 +65,7 @@ class _StrongGraph(nn.Module):
                 places.whitening = places.whitening[:1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top, peak, smaller, *_ = self.levels.answer(image)
+        top, peak, smaller, *_ = self.levels.answer(image.float() / 255)
         return 1 - smaller[:, None], top, peak
 
 
@@ -92,7 +97,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
         raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose another recipe's")
     graph_type, outputs = graphs[type(run.detector)]
     graph = copy.deepcopy(graph_type(run)).cpu().eval()
-    image = torch.zeros(1, 3, run.config.size, run.config.size)
+    image = torch.zeros(1, 3, run.config.size, run.config.size, dtype=torch.uint8)
     program = torch.onnx.export(
         graph, (image,), input_names=["image"], output_names=list(outputs), dynamo=True, verbose=False
     )
@@ -104,7 +109,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
         node.ClearField("doc_string")
     model.graph.ClearField("value_info")
     del model.metadata_props[:]
-    facts = {"threshold": run.facts["threshold"], "commit": commit}
+    facts = {"threshold": run.facts["threshold"], "image": IMAGE, "commit": commit}
     facts |= {name: getattr(run.config, name) for name in FACTS if name not in facts}
     onnx.helper.set_model_props(model, {name: "" if facts[name] is None else str(facts[name]) for name in FACTS})
     onnx.checker.check_model(model, full_check=True)
@@ -141,6 +146,11 @@ class ExportedRun:
     sha256: str
     session: Any
 
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether its graph takes uint8, and not the float in [0, 1] of files of earlier versions."""
+        return self.session.get_inputs()[0].type == "tensor(uint8)"
+
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s]; see `attnad.score.Scores`, less what is not in the file.
 
@@ -149,7 +159,8 @@ class ExportedRun:
         check_images(images, self.facts["size"])
         x = to_float(images).contiguous()
         names = [output.name for output in self.session.get_outputs()]
-        answers = [self.session.run(names, {"image": one[None].numpy()}) for one in x]
+        given = images.contiguous() if self.takes_bytes else x
+        answers = [self.session.run(names, {"image": one[None].numpy()}) for one in given]
         if tuple(names) == STRONG_OUTPUTS:
             attention, top, peak = (torch.from_numpy(np.concatenate(each)) for each in zip(*answers, strict=True))
             return Scores({"top": top, "peak": peak}, 1 - attention[:, 0])

@@ -29,7 +29,7 @@ function kernelBackend(model, onready) {
 }
 
 /** The model in this page as what answers: an ONNX file beside the page, in onnxruntime-web. Errors say what to do. */
-async function pageBackend({ file, sha256, size, labels }) {
+async function pageBackend({ file, sha256, takes_bytes, size, labels }) {
   if (!file) throw new Error("There is no kernel, and this page was saved without a model. Run the notebook to paint.");
   if (location.protocol === "file:")
     throw new Error("A page opened from a file cannot load a model. Serve its folder (python -m http.server) and open it from there.");
@@ -57,9 +57,9 @@ async function pageBackend({ file, sha256, size, labels }) {
   return {
     name: "the model in this page",
     async answer(pixels) {
-      const planes = new Float32Array(3 * area);
-      for (let i = 0; i < area; i++) for (let c = 0; c < 3; c++) planes[c * area + i] = pixels[3 * i + c] / 255;
-      const out = await session.run({ image: new ort.Tensor("float32", planes, [1, 3, size, size]) });
+      const planes = takes_bytes ? new Uint8Array(3 * area) : new Float32Array(3 * area); // earlier files: in [0, 1]
+      for (let i = 0; i < area; i++) for (let c = 0; c < 3; c++) planes[c * area + i] = pixels[3 * i + c] / (takes_bytes ? 1 : 255);
+      const out = await session.run({ image: new ort.Tensor(takes_bytes ? "uint8" : "float32", planes, [1, 3, size, size]) });
       const red = out.reconstruction?.data;
       const reconstruction = red && new Uint8Array(3 * area);
       if (red) for (let i = 0; i < area; i++) for (let c = 0; c < 3; c++) reconstruction[3 * i + c] = byte(red[c * area + i]);

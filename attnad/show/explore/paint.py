@@ -87,6 +87,7 @@ class PaintDefect(Widget):
                 "scores": torch.stack([scores.image[name] for name in self._shown], 1).tolist(),
                 "file": run.path.name if isinstance(run, ExportedRun) else "",
                 "sha256": run.sha256 if isinstance(run, ExportedRun) else "",
+                "takes_bytes": isinstance(run, ExportedRun) and run.takes_bytes,
                 "colormaps": list(COLORMAPS),
             },
             _images=_pixels(images), _maps=pack_unit(scores.maps, "maps").tobytes(),
