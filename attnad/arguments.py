@@ -7,6 +7,7 @@ so that `attnad --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ def train_command(config_type: type) -> type:
     """The command line of `attnad train` for a detector: its configuration, and where and on what to train."""
     data = "textures (embedded), cifar10, or a folder: simply images, all normal, or laid out as MVTec AD, MVTec AD 2, "
     data += "MVTec LOCO, BTAD, VisA, good and bad, or train/<class> and test/<class>."
-    recipe_help = "Where the other values come from: quick, for a laptop's CPU; paper, as close to the paper as it "
+    recipe_help = "Where the other values come from; by default strong for a folder, quick for the "
+    recipe_help += "others. quick, for a laptop's CPU; paper, as close to the paper as it "
     recipe_help += (
         "says; strong, for photographs; gaussian, strong without its training; map, an attention map with skip "
         "connections, alone; guided, strong on features times that map; neighbours, nearest neighbours on "
@@ -237,8 +239,9 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
     def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Any:
         config = any_recipe(recipe_, data)
         train_type = train_command(type(config))  # type: ignore[arg-type]  # which is hashable
+        values = vars(config) | ({"data": "textures"} if data == FOLDER else {})
         commands = Union[  # noqa: UP007 (reads better than | over three lines)
-            Annotated[train_type, tyro.conf.subcommand("train", default=train_type(**vars(config)))],  # type: ignore[valid-type]
+            Annotated[train_type, tyro.conf.subcommand("train", default=train_type(**values))],  # type: ignore[valid-type]
             Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             Annotated[Score, tyro.conf.subcommand("score")],
             Annotated[Reproduce, tyro.conf.subcommand("reproduce")],
@@ -253,10 +256,27 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
         return parse(arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--recipe")
-    early.add_argument("--data-root", type=Path)
-    given = early.parse_known_args(arguments)[0]
-    name = given.recipe or default_recipe(arguments[1] if len(arguments) > 1 else "textures", given.data_root)
-    if given.recipe is None and name == "strong":
+    given = early.parse_known_args(arguments)[0].recipe
+    rest = [argument for argument in arguments[1:] if argument not in ("-h", "--help")]
+    # Which argument is the data, is known once the flags are, and these depend on the recipe.
+    tried = (_quietly(name, rest) for name in ([given] if given else ["strong", "quick"]))
+    first = next((each for each in tried if each), None)
+    data, data_root = (first.data, first.data_root) if first else ("textures", None)
+    if not rest and len(arguments) > 1:  # a call for help alone: most people train on a folder
+        return parse(arguments, given or "strong", FOLDER)
+    name = given or default_recipe(data, data_root)
+    if given is None and name == "strong":
         print("Recipe strong, as for every folder of images; --recipe quick trains the paper's system, small")
-    first = parse([argument for argument in arguments if argument not in ("-h", "--help")], name)
-    return parse(arguments, name, first.data)
+    return parse(arguments, name, data)
+
+
+FOLDER = "FOLDER"  # stands for any folder of photographs
+
+
+def _quietly(recipe: str, arguments: Sequence[str]) -> Any:
+    """What `attnad train` of a recipe makes of the arguments; None where it refuses them, which is said later."""
+    with contextlib.suppress(SystemExit):
+        config = any_recipe(recipe, "textures")
+        train_type = train_command(type(config))  # type: ignore[arg-type]  # which is hashable
+        return tyro.cli(train_type, args=arguments, default=train_type(**vars(config)), console_outputs=False)
+    return None

@@ -10,12 +10,16 @@ from attnad.errors import AttnadError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and carry it out; an error that a person can mend becomes one line. Returns the status."""
+    """Parse the command line and carry it out; an error that a person can mend becomes one line.
+
+    Returns the status: 0 all is done; 1 some of it, such as photographs of which a few could not be read; 2 nothing, as
+    for a mistake in the arguments; 130 stopped by Ctrl-C.
+    """
     try:
         command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
         from attnad.commands import carry_out  # it takes seconds: not for --help, nor for a mistake in the arguments
 
-        carry_out(command)
+        return carry_out(command)
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
@@ -25,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except AttnadError as error:
         print(f"attnad: {error}", file=sys.stderr)
-        return 1
+        return 2
     except (MemoryError, RuntimeError) as error:
         import torch
 
@@ -33,5 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise  # a mistake of the program
         reason = (str(error).splitlines() or ["no more"])[0]
         print(f"attnad: out of memory ({reason}); try a smaller --size or batch", file=sys.stderr)
-        return 1
-    return 0
+        return 2

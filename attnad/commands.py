@@ -11,22 +11,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from attnad.arguments import Bench, Evaluate, Export, Figure, Reproduce, Score
 from attnad.checkpoint import write_atomically
-from attnad.data import classes, load_test, load_train
-from attnad.data.folders import expand
+from attnad.data import has_test, load_test, load_train
 from attnad.data.tiles import Tiles
 from attnad.detectors import recipe
-from attnad.errors import DataError, SettingError
-from attnad.metrics import METRICS
+from attnad.errors import SettingError
+from attnad.metrics import METRICS, expected_false_alarms
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
 from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
-from attnad.show.report import HEAD, Axis, card, row, shrunk, table, thumbnails, write_map, write_page, write_report
+from attnad.show.scoring import score_files
 from attnad.study.engines import reproduce as reproduce_table
 from attnad.study.results import current_commit
 from attnad.study.tables import TABLES
@@ -53,6 +52,18 @@ def train(command: Any) -> None:
         raise KeyboardInterrupt(remedy) from None
     seconds = sum(run.facts["seconds"].values())
     print(f"Trained on {run.facts['n_train']} normal images in {seconds:.0f} s on {run.facts['device']}: {out}")
+    if copies := run.facts.get("n_copies"):
+        print(
+            f"{copies} of the {run.facts['n_normal']} images are nearly the same as another: copies teach nothing new. "
+            "None is both learned from and held out"
+        )
+    held_out = len(run.facts.get("held_out_scores", ()))  # none in a run of an earlier version
+    if held_out:
+        rate = expected_false_alarms(held_out)
+        print(
+            f"The threshold comes from {held_out} held-out image{'s' * (held_out > 1)}: expect it to flag about one "
+            f"good image in {round(1 / rate)}"
+        )
     check = run.facts.get("synthetic")  # not in a run of an earlier version
     if check:
         print(told(check))
@@ -65,7 +76,7 @@ def train(command: Any) -> None:
             f"That is too little (an AUROC below {ENOUGH}): it has not learned what is normal, and its scores and maps "
             f"carry next to nothing. Train{longer} on more photographs{other}"
         )
-    labelled = tiles is None and classes(config.data, command.data_root)
+    labelled = tiles is None and has_test(config.data, config.normal_class, command.data_root)
     print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
 
 
@@ -103,8 +114,8 @@ def _table(run: Run, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def score(command: Score) -> None:
-    """Carry out `attnad score`."""
+def score(command: Score) -> int:
+    """Carry out `attnad score`. Returns 1 where some images could not be scored, else 0."""
     run = load_run(command.run, device=command.device)
     threshold, threshold_from = _threshold(run, command)
     notes = {
@@ -121,59 +132,21 @@ def score(command: Score) -> None:
         notes["Region"] = f"{run.region.facts()['share']:.0%} of the image; the rest counts as normal"
     if run.tiles is not None:
         notes["Tiles"] = f"of {run.tiles.tile} pixels; neighbours share {run.tiles.overlap} or more"
-    if command.follow:
-        if len(command.images) != 1:
-            raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
-        name = str(command.run.resolve())
-        follow(run, *command.images, command.out, threshold=threshold, name=name, notes=notes, numbers=command.maps)
-        return
-    if (command.out / "follow.json").exists():
-        raise SettingError(f"{command.out} belongs to attnad score --follow; choose another --out")
-    if run.tiles is not None:
-        _score_tiles(run, command, threshold, notes)
-        return
-    batch = run.load(command.images)
-    scores = run.score(batch.images)
-    if scores.maps is None:
+    blank = torch.zeros(1, 3, run.config.size, run.config.size, dtype=torch.uint8)
+    if run.score(blank).maps is None:
         raise SettingError(f"{command.run} judges whole images and draws no maps for a report; train it on patches")
-    report = write_report(
-        command.out,
-        paths=batch.paths,
-        images=batch.images,
-        sizes=batch.sizes,
-        maps=scores.maps,
-        scores=run.image_scores(scores).tolist(),
-        threshold=threshold,
-        title=f"Anomalies among {len(batch.paths)} images",
-        notes=notes,
-        numbers=command.maps,
-    )
-    flagged = sum(value > threshold for value in run.image_scores(scores).tolist())
-    print(f"{flagged} of {len(batch.paths)} images look anomalous: {report}")
-    if word := shrunk(batch.sizes, run.config.size):
-        print(word)
-
-
-def _score_tiles(run: Run, command: Score, threshold: float, notes: dict[str, str]) -> None:
-    """Score photographs in tiles, one photograph after the other."""
-    files = [file for path in command.images for file in expand(path)]
-    if not files:
-        raise DataError("no image given: name at least one image file or a folder of images")
-    judged = []
-    for number, path in enumerate(tqdm(files, desc="photographs"), 1):
-        value, anomaly_map, image, size = run.judge(path)
-        file = write_map(command.out, number, path, anomaly_map, size, command.maps)
-        line = row(path, value, threshold, anomaly_map, file)
-        judged.append((value, line, path, thumbnails(image, anomaly_map, size), size))
-    judged.sort(key=lambda each: -each[0])
-    write_atomically(command.out / "scores.csv", table([HEAD, *(line for _, line, *_ in judged)]))
-    scores = [value for value, *_ in judged]
-    axis = Axis.of(scores, threshold)
-    cards = [card(path, *small, size, value, line[5], axis) for value, line, path, small, size in judged]
-    report = write_page(command.out, cards, scores, axis, f"Anomalies among {len(files)} images", notes)
-    print(f"{sum(value > threshold for value in scores)} of {len(files)} images look anomalous: {report}")
-    if word := shrunk([run.seen((0, 0))], run.config.size):
-        print(word)
+    for folder in filter(Path.is_dir, command.images):
+        if command.out.resolve().is_relative_to(folder.resolve()):
+            raise SettingError(
+                f"{command.out} lies in {folder}, and its heat maps would be scored; choose another --out"
+            )
+    if not command.follow:
+        return score_files(run, command.images, command.out, threshold=threshold, notes=notes, numbers=command.maps)
+    if len(command.images) != 1:
+        raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
+    name = str(command.run.resolve())
+    follow(run, *command.images, command.out, threshold=threshold, name=name, notes=notes, numbers=command.maps)
+    return 0
 
 
 def _threshold(run: Run, command: Score) -> tuple[float, str]:
@@ -286,12 +259,12 @@ def export(command: Export) -> None:
     print(f"{command.model}: {command.model.stat().st_size / 1e6:.1f} MB, images of {run.config.size} pixels")
 
 
-CARRY_OUT: dict[type, Callable[[Any], None]] = {
+CARRY_OUT: dict[type, Callable[[Any], int | None]] = {
     Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
     Export: export,
 }  # fmt: skip
 
 
-def carry_out(command: Any) -> None:
-    """Carry out a command that `attnad.arguments.parse_arguments` has read."""
-    CARRY_OUT.get(type(command), train)(command)
+def carry_out(command: Any) -> int:
+    """Carry out a command that `attnad.arguments.parse_arguments` has read; returns the status, 0 if all was done."""
+    return CARRY_OUT.get(type(command), train)(command) or 0

@@ -90,6 +90,15 @@ def normal_threshold(normal_scores: ArrayLike, quantile: float = 0.95) -> float:
     return float(np.quantile(_finite("normal_scores", normal_scores), quantile))
 
 
+def expected_false_alarms(n: int, quantile: float = 0.95) -> float:
+    """The share of new good images above `normal_threshold` of n scores, on average over draws of them, in (0, 1).
+
+    The k-th lowest of n scores is passed by n + 1 - k of n + 1 places where a further one can fall, all equally likely;
+    the quantile lies at k = 1 + quantile (n - 1). With few scores that is far from 1 - quantile.
+    """
+    return ((n - 1) * (1 - quantile) + 1) / (n + 1)
+
+
 def balanced_accuracy(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
     """Mean of the true-positive and the true-negative rate where score > threshold is called anomalous.
 

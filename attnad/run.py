@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from torch import Tensor
 
 from attnad.checkpoint import load_json, save_json
 from attnad.config import differences, from_dict
-from attnad.data import ImageBatch, TestSet, load_images, load_train, split_normal
-from attnad.data.tiles import Tiles, photographs
+from attnad.data import TestSet, files_sum, load_train, near_copies, normal_files, split_normal
+from attnad.data.images import read_each, read_images, to_tensor
+from attnad.data.tiles import Tiles
 from attnad.detectors import DETECTORS
-from attnad.errors import CheckpointError, SettingError, TrainingError
+from attnad.errors import CheckpointError, DataError, SettingError, TrainingError
 from attnad.machine import machine_facts
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.region import Region, check_region, claim_region, load_region
@@ -36,6 +37,17 @@ from attnad.score import Scores
 from attnad.state import SAVE_SECONDS, FitOptions, fingerprint, logged_seconds
 from attnad.synthetic import synthetic_check
 from attnad.train import pick_device
+
+BATCH = 16  # photographs that are read and judged at once
+
+
+class Judged(NamedTuple):
+    """score: of the image. map: [h, w] in [0, 1], at the run's size or, of tiles, the photograph's. size: its own
+    (width, height) in pixels, upright."""
+
+    score: float
+    map: Tensor
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -59,34 +71,53 @@ class Run:
                 raise TrainingError(f"{name} of an image is not finite; train again at a lower learning rate")
         return scores if self.region is None else self.region.inside(scores)
 
-    def judge(self, path: Path) -> tuple[float, Tensor, Tensor, tuple[int, int]]:
-        """Judge one file, in tiles where the run has them.
+    def judge(self, paths: Sequence[Path]) -> Iterator[list[tuple[Path, Judged | DataError]]]:
+        """Judge files, in tiles where the run has them, and give them in their order, some at a time.
 
-        Gives its image score, its map [h, w], the image that was looked at, uint8 [3, h, w], and the file's
-        (width, height). Raises DataError, also where it does not fit the run's region or tiles.
+        A file that cannot be read, or does not fit the run's region or tiles, comes with a DataError in its place.
         """
-        if self.tiles is None:
-            batch = self.load([path])
-            scores = self.score(batch.images)
-            assert scores.maps is not None, "who judges files has asked for maps"
-            return self.image_scores(scores).item(), scores.maps[0], batch.images[0], batch.sizes[0]
-        pixels = self.tiles.read(path)
+        if self.tiles is not None:
+            yield from ([(path, self._judge_tiles(path))] for path in paths)
+            return
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            found = [
+                self._fitting(path, each) for path, each in zip(part, read_each(part, self.config.size), strict=True)
+            ]
+            good = [each for each in found if not isinstance(each, DataError)]
+            judged: Iterator[Judged] = iter(())
+            if good:
+                scores = self.score(to_tensor(np.stack([pixels for pixels, _ in good])))
+                assert scores.maps is not None, "who judges files has asked for maps"
+                sizes = [size for _, size in good]
+                judged = map(Judged, self.image_scores(scores).tolist(), scores.maps, sizes)
+            yield [
+                (path, each if isinstance(each, DataError) else next(judged))
+                for path, each in zip(part, found, strict=True)
+            ]
 
+    def _fitting(self, path: Path, found: Any) -> Any:
+        """What `read_each` gave of a file, or a DataError where its shape does not fit the run's region."""
+        if self.region is not None and not isinstance(found, DataError):
+            try:
+                self.region.check(path, found[1])
+            except DataError as error:
+                return error
+        return found
+
+    def _judge_tiles(self, path: Path) -> Judged | DataError:
         def score(tiles: Tensor) -> tuple[Tensor, Tensor]:
             scores = self.score(tiles)
             assert scores.maps is not None, "who judges files has asked for maps"
             return self.image_scores(scores), scores.maps
 
+        assert self.tiles, "only a run with tiles cuts photographs"
+        try:
+            pixels = self.tiles.read(path)
+        except DataError as error:
+            return error
         found, joined = self.tiles.judge(pixels, self.config.size, score)
-        return found, joined, torch.from_numpy(pixels).permute(2, 0, 1), (pixels.shape[1], pixels.shape[0])
-
-    def load(self, paths: Sequence[Path]) -> ImageBatch:
-        """Load files whole, at the run's size. Raises DataError, also on a shape that does not fit the run's region."""
-        batch = load_images(paths, size=self.config.size)
-        for path, size in zip(batch.paths, batch.sizes, strict=True):
-            if self.region is not None:
-                self.region.check(path, size)
-        return batch
+        return Judged(found, joined, (pixels.shape[1], pixels.shape[0]))
 
     def seen(self, size: tuple[int, int]) -> tuple[int, int]:
         """What of a photograph of this (width, height) becomes one image of the run's size: all of it, or a tile."""
@@ -140,9 +171,10 @@ def train_run(
 ) -> Run:
     """Train the detector that `config.recipe` names into a folder, or go on where it stopped, or load it if finished.
 
-    Reads normal training images only; a tenth of them is held out for the threshold. Where another process trains the
-    same in that folder, waits for it and loads what it has made, or goes on where it was killed. `stage1` is the folder
-    of a finished run with the same data, seed and stage 1, whose attention network is taken over, not trained again.
+    Reads normal training images only; a tenth of them is held out for the threshold, copies with their originals. Where
+    another process trains the same in that folder, waits for it and loads what it has made, or goes on where it was
+    killed. `stage1` is the folder of a finished run with the same data, seed and stage 1, whose attention network is
+    taken over, not trained again.
     `region` is a mask of what alone is to be judged, see `attnad.region`. With `tiles`, photographs are cut into them.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
@@ -162,21 +194,26 @@ def train_run(
     with _lock(config, folder):
         begun = _claim(config, folder)
         judged = claim_region(region, folder, config.size, begun=begun)
+        files = normal_files(config.data, config.normal_class, data_root)
         if (folder / "run.json").exists():
             _remove_states(folder)  # a kill may have come before it
             finished = load_run(folder, device=device)
             if finished.tiles != tiles:
                 raise TrainingError(f"{folder} holds a run with other tiles, or without; choose another --out")
+            _check_same(finished.facts, files, config.data, folder)
             return finished
+        files_were = files_sum(files)
         if tiles is None:
-            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
-            fit, held_out = split_normal(normal.images, seed=config.seed)
+            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root).images
+            _check_enough(config.data, len(normal))
+            groups = near_copies(normal)
+            fit, held_out = split_normal(normal, seed=config.seed, groups=groups)
         else:  # photographs are held out, not tiles
-            files = photographs(config.data, config.normal_class, data_root)
-            fit, held_out = split_normal(torch.arange(len(files)), seed=config.seed)
-        if len(fit) < 2:
-            raise TrainingError(f"{config.data} has {len(fit) + 1} normal images; training needs 3 or more")
-        if tiles is not None:
+            if not files or config.data == "cifar10":
+                raise DataError(f"{config.data}: its images are small; tiles are for a folder of photographs")
+            _check_enough(config.data, len(files))
+            groups = near_copies(read_images(files, 32)[0])
+            fit, held_out = split_normal(torch.arange(len(files)), seed=config.seed, groups=groups)
             for i in held_out:
                 tiles.read(files[i])  # one that cannot be used is better known before training
         images = fit if tiles is None else tiles.load([files[i] for i in fit], config.size)
@@ -189,13 +226,16 @@ def train_run(
             apart, held_out_scores = held_out, run.image_scores(run.score(held_out))
         else:
             apart = tiles.load([files[i] for i in held_out[:4]], config.size)
-            held_out_scores = torch.tensor([run.judge(files[i])[0] for i in held_out])
+            held_out_scores = torch.tensor([_score_of(run, files[i]) for i in held_out])
         threshold = normal_threshold(held_out_scores.numpy())
         run.facts.update(
             threshold=threshold,
             threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
             held_out_scores=held_out_scores.tolist(),
             n_train=len(fit),
+            n_copies=len(groups) - len(groups.unique()),
+            n_normal=len(groups),
+            files=files_were,
             images=fingerprint(images),
             synthetic=synthetic_check(
                 run.score,
@@ -213,6 +253,27 @@ def train_run(
         save_json(folder / "run.json", run.facts)
         _remove_states(folder)
         return run
+
+
+def _check_enough(data: str, n: int) -> None:
+    if n < 3:
+        raise TrainingError(f"{data} has {n} normal image{'s' * (n != 1)}; training needs 3 or more")
+
+
+def _check_same(facts: dict[str, Any], files: Sequence[Path], data: str, folder: Path) -> None:
+    """Raise TrainingError where a finished run was trained on other files than those that are there now."""
+    if facts.get("files") not in (None, files_sum(files)):  # None: of an earlier version
+        raise TrainingError(
+            f"{data} has changed since {folder} was trained: {len(files)} normal images now, {facts['n_normal']} then; "
+            f"choose another --out, or remove {folder} to train again"
+        )
+
+
+def _score_of(run: Run, path: Path) -> float:
+    [[(_, judged)]] = run.judge([path])
+    if isinstance(judged, DataError):
+        raise judged
+    return judged.score
 
 
 def _remove_states(folder: Path) -> None:

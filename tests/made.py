@@ -134,10 +134,10 @@ def losses(folder: Path) -> list[list[str]]:
         return [row[:4] for row in csv.reader(file)]  # without the seconds
 
 
-def fails(capsys, *arguments: str | Path) -> str:
-    """Run a command that must end in a single line for the person; returns it."""
+def fails(capsys, *arguments: str | Path, status: int = 2) -> str:
+    """Run a command that must end in a single line for the person, with the status of nothing done; returns it."""
     capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
+    assert main([str(argument) for argument in arguments]) == status
     printed = capsys.readouterr()
     lines = printed.err.strip().splitlines()
     assert lines[-1].startswith("attnad: ")

@@ -42,7 +42,7 @@ def test_the_command_measures_both_pipelines(tmp_path, monkeypatch, capsys):
     assert found.keys() >= {"device", "threads", "torch", "date"}
     printed = capsys.readouterr().out
     assert f"{found['images_per_second']['attention']['usual']:.1f}" in printed
-    assert cli.main(["bench", "--images", "3", *options[4:]]) == 1
+    assert cli.main(["bench", "--images", "3", *options[4:]]) == 2
     assert "give 8 or more" in capsys.readouterr().err
 
 

@@ -78,7 +78,7 @@ def help_of(capsys, monkeypatch, *arguments: str) -> str:
 
 
 def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, monkeypatch):
-    text = help_of(capsys, monkeypatch, "train")
+    text = help_of(capsys, monkeypatch, "train", "--recipe", "quick")
     explained = dict(re.findall(r"--([a-z0-9.-]+)[ ,](.*?)(?= --[a-z]|$)", text))
     config = RunConfig()
     for part in ("augment", "attention", "adgan"):
@@ -184,7 +184,7 @@ def test_evaluation_on_other_data(run, tmp_path, capsys):
     for name in ("cat", "dog"):
         write_images(tmp_path / "pets" / "train" / name, textures.train_crops("grass", 32)[:1])
         write_images(tmp_path / "pets" / "test" / name, textures.train_crops("grass", 32)[1:4])
-    assert "choose normal_class among cat, dog" in fails(capsys, "evaluate", run, tmp_path / "pets")
+    assert "give --normal-class (normal_class in Python): cat, dog" in fails(capsys, "evaluate", run, tmp_path / "pets")
     assert main(["evaluate", str(run), str(tmp_path / "pets"), "--normal-class", "dog", "--json", "m.json"]) == 0
     result = json.loads(Path("m.json").read_text())
     assert (result["n"], result["normal_class"], list(result["by_kind"])) == (6, "dog", ["cat"])
@@ -240,7 +240,7 @@ def test_another_encoder(tiles, tmp_path, capsys, monkeypatch):
     ("arguments", "said"),
     [
         ("--recipe quik", "there is no recipe 'quik'; use quick, paper, strong, gaussian, .* or \\w+$"),
-        ("textures --normal-class bricks", r"has no class 'bricks' .*; choose normal_class among brick, grass, gravel"),
+        ("textures --normal-class bricks", r"has no class 'bricks' .*; give --normal-class .*: brick, grass, gravel"),
         ("textrues", r"'textrues': no data set has that name, .* Did you mean 'textures'"),
         ("no/such/folder", r"'no/such/folder': no data set has that name"),
         ("textures --size 48", r"size cannot be 48; choose a multiple of 32"),
@@ -273,14 +273,19 @@ def test_runs_and_images_that_cannot_be_used(tiles, run, capsys):
     Path("text.png").write_text("no image")
     Path("broken.png").write_bytes(good.read_bytes()[:-40])
     assert "no image given" in fails(capsys, "score", run, "--out", "out")
-    for name in ("text.png", "broken.png", "missing.png"):
-        assert name in fails(capsys, "score", run, good, name, "--out", "out")
+    for names in (["text.png"], ["missing.png"], [good, "missing.png"]):
+        assert str(names[-1]) in fails(capsys, "score", run, *names, "--out", "out")
+    assert main(["score", str(run), "text.png", "broken.png", "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert "2 of 2 files cannot be used" in said
+    assert "text.png: is no image" in said
+    assert "broken.png: is no image" in said
     assert not Path("out").exists()
     assert "is not a run" in fails(capsys, "score", tiles, good, "--out", "out")
     assert "is not a run" in fails(capsys, "evaluate", "nowhere")
     Path("file").write_text("in the way")
-    assert "file" in fails(capsys, "score", run, good, "--out", "file")
-    assert "file" in fails(capsys, "train", tiles, *TINY, "--out", "file")
+    assert "file" in fails(capsys, "score", run, good, "--out", "file", status=1)
+    assert "file" in fails(capsys, "train", tiles, *TINY, "--out", "file", status=1)
     assert "no/such/folder" in fails(capsys, "evaluate", run, "no/such/folder")
 
 
@@ -293,7 +298,7 @@ def test_a_full_disk_keeps_what_is_saved(tiles, run, tmp_path, capsys, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr("attnad.checkpoint.os.fsync", full)
-        error = fails(capsys, "train", tiles, *TINY, "--out", out)
+        error = fails(capsys, "train", tiles, *TINY, "--out", out, status=1)
     assert os.strerror(errno.ENOSPC) in error
     assert "run the same command again" in error
     assert main(["train", str(tiles), *TINY, "--out", str(out)]) == 0

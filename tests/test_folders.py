@@ -26,7 +26,7 @@ def test_plain_folder(tmp_path):
     assert data.classes(folder) == ()
     with refused("photos", "test/<defect>", "ground_truth"):
         load_test(folder, size=64)
-    with refused("photos", "leave normal_class out"):
+    with refused("photos", "leave --normal-class"):
         load_train(folder, size=64, normal_class="good")
     save(tmp_path / "photos/inner/0.jpg")
     with refused("photos", "inner", "train"):

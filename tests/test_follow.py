@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_whole_lines_only(work, tmp_path, capsys, monkeypatch
 
 def test_what_is_refused(work, tmp_path, capsys):
     def fails(*arguments: object) -> str:
-        assert main(["score", str(work / "run"), *map(str, arguments)]) == 1
+        assert main(["score", str(work / "run"), *map(str, arguments)]) == 2
         return capsys.readouterr().err
 
     (tmp_path / "new").mkdir()
@@ -185,7 +185,7 @@ def test_what_is_refused(work, tmp_path, capsys):
     assert "name one" in fails(work / "all", work / "good", "--follow", "--out", tmp_path / "out")
     assert "choose another --out" in fails(tmp_path / "new", "--follow", "--out", tmp_path / "new" / "out")
     assert not (tmp_path / "out").exists()
-    assert "scores of another command" in fails(work / "all", "--follow", "--out", work / "wanted")
+    assert "without --follow; choose another --out" in fails(work / "all", "--follow", "--out", work / "wanted")
     with following(work, tmp_path / "new", tmp_path / "out") as process:
         until(lambda: (tmp_path / "out" / "scores.csv").exists(), process)
         assert "No image came" in ended(process)

@@ -188,7 +188,7 @@ def test_whole_images_are_judged_by_cosine_distance(network, tmp_path):
     distances = index.kneighbors(pooled_features(network, held_out).numpy())[0][:, 0]
     assert run.facts["threshold"] == pytest.approx(np.quantile(distances, 0.95), rel=1e-3)
     assert run.facts["threshold"] > 1e-3  # held-out images are not among the stored
-    assert main(["score", str(tmp_path / "run"), str(tmp_path / "test"), "--out", str(tmp_path / "report")]) == 1
+    assert main(["score", str(tmp_path / "run"), str(tmp_path / "test"), "--out", str(tmp_path / "report")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_command_line_trains_it_as_it_trains_the_others(bricks, tmp_path, ca
     assert "image AUROC by score (the recipe's own is patch)" in out
     assert main(["score", run, str(bricks / "test"), "--out", str(tmp_path / "report"), "--device", "cpu"]) == 0
     assert len((tmp_path / "report" / "scores.csv").read_text().splitlines()) == 1 + 2 * N_TEST
-    assert main(["export", run, str(tmp_path / "x.onnx")]) == 1
+    assert main(["export", run, str(tmp_path / "x.onnx")]) == 2
     assert "runs of recipe neighbours cannot be exported" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", str(bricks), "--recipe", "neighbours", "--attention.epochs", "3"])

@@ -137,6 +137,6 @@ def test_the_command_draws_several_runs_side_by_side(runs, tmp_path):
 )
 def test_the_command_says_what_is_wrong(runs, tmp_path, monkeypatch, capsys, extra, message):
     monkeypatch.chdir(tmp_path)
-    assert main(["figure", str(runs[0]), "--device", "cpu", *extra]) == 1
+    assert main(["figure", str(runs[0]), "--device", "cpu", *extra]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("x.*"))

@@ -20,13 +20,15 @@ turned upright (EXIF), laid on white where transparent, converted to 8-bit RGB (
 clipped or stretched) and resized to a square with antialiasing. The aspect is not kept, so that no defect is cut off.
 Images are read several at a time, large ones (above 16 megapixels) one after the other, which bounds memory.
 
-Nothing is skipped silently. Ignored are only hidden files, `Thumbs.db`, `desktop.ini`, `__MACOSX` and texts called
-readme, license, licence or copying. Any other file that is no readable image is an error, and every error is a
-`DataError` that names the file or value, what is wrong with it and what to do.
+Nothing is skipped silently. Ignored are only hidden files, what systems and network drives leave among photographs
+(`attnad.data.folders.IGNORED_NAMES`) and texts called readme, license, licence or copying. Any other file that is no
+readable image is an error, and every error is a `DataError` that names the file or value, what is wrong with it and
+what to do; where several files cannot be read, it names all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -36,16 +38,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from attnad.config import SIZE
 from attnad.data import textures
 from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_batches, train_batches
-from attnad.data.folders import NormalSet, TestSet, expand, files_of, find_folder, relative
-from attnad.data.images import read_images, to_tensor
-from attnad.data.layouts import LAYOUT, folder_classes, layout_of, test_folders, train_paths
+from attnad.data.folders import NormalSet, TestSet, files_of, find_folder, photographs_at, relative
+from attnad.data.images import all_of, read_images, to_tensor
+from attnad.data.layouts import LAYOUT, folder_classes, has_test_folders, layout_of, test_folders, train_paths
 from attnad.errors import DataError
 
-__all__ = ["ImageBatch", "NormalSet", "TestSet", "classes", "load_images", "load_test", "load_train", "split_normal"]
+__all__ = [
+    "ImageBatch", "NormalSet", "TestSet", "classes", "load_images", "load_test", "load_train", "near_copies",
+    "split_normal",
+]  # fmt: skip
 
 
 class ImageBatch(NamedTuple):
@@ -69,15 +75,44 @@ def load_train(data: str, *, size: int, normal_class: str | None = None, root: P
         crops = textures.train_crops(normal, size)
         return NormalSet(to_tensor(crops), tuple(f"{normal}/train/{i:04d}" for i in range(len(crops))))
 
-    folder = find_cifar10(root) if data == "cifar10" else find_folder(data, root)
+    folder = _folder(data, root)
     if folder.name == BATCHES:
         assert normal, "one of CIFAR-10's classes is normal"
         return train_batches(folder, normal, size)
-    paths = train_paths(folder, normal) if normal else files_of(folder)
+    paths = _train_files(folder, normal)
     if data == "cifar10" and len(paths) != 5_000:
         warnings.warn(f"{folder}: {len(paths)} training images of class {normal}, CIFAR-10 has 5,000", stacklevel=2)
     images, _ = read_images(paths, size)
     return NormalSet(images, relative(paths, folder))
+
+
+def normal_files(data: str, normal_class: str | None = None, root: Path | None = None) -> list[Path]:
+    """The files that `load_train` reads: () for the embedded textures. Raises DataError."""
+    normal = _normal_class(data, normal_class, root)
+    if data == "textures":
+        return []
+    folder = _folder(data, root)
+    return sorted(folder.glob("data_batch_*")) if folder.name == BATCHES else _train_files(folder, normal)
+
+
+def files_sum(files: Sequence[Path]) -> str:
+    """SHA-256 over files, their names and those of their folders. Raises DataError where one is not there."""
+    found = hashlib.sha256()
+    for path in files:
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            found.update(os.fsencode(f"{path.parent.name}/{path.name} {content} "))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); restore it") from error
+    return found.hexdigest()
+
+
+def _folder(data: str, root: Path | None) -> Path:
+    return find_cifar10(root) if data == "cifar10" else find_folder(data, root)
+
+
+def _train_files(folder: Path, normal: str | None) -> list[Path]:
+    return train_paths(folder, normal) if normal else files_of(folder)
 
 
 def load_test(data: str, *, size: int, normal_class: str | None = None, root: Path | None = None) -> TestSet:
@@ -94,7 +129,7 @@ def load_test(data: str, *, size: int, normal_class: str | None = None, root: Pa
         assert normal, "textures always have a normal class"
         return _test_textures(normal, size)
 
-    folder = find_cifar10(root) if data == "cifar10" else find_folder(data, root)
+    folder = _folder(data, root)
     if folder.name == BATCHES:
         assert normal, "one of CIFAR-10's classes is normal"
         return test_batches(folder, normal, size)
@@ -107,14 +142,19 @@ def load_test(data: str, *, size: int, normal_class: str | None = None, root: Pa
 def load_images(paths: Sequence[Path], *, size: int) -> ImageBatch:
     """Load any images, without labels, at size x size pixels.
 
-    `paths` holds files, and folders that stand for all images inside them at any depth, sorted. Raises DataError.
+    `paths` holds files, and folders that stand for all images inside them at any depth, sorted; an image that is named
+    twice is there once. Raises one DataError for all that cannot be read.
     """
     _check_size(size)
-    files = tuple(file for path in paths for file in expand(Path(path)))
-    if not files:
-        raise DataError("no image given: name at least one image file or a folder of images")
-    images, sizes = read_images(files, size)
-    return ImageBatch(images, files, sizes)
+    files, strays = photographs_at([Path(path) for path in paths])
+    errors = [DataError(f"{path}: {what}") for path, what in strays.items()]
+    try:
+        images, sizes = read_images(files, size)
+    except DataError as error:
+        errors.append(error)
+    if errors:
+        raise all_of(errors, len(files) + len(strays))
+    return ImageBatch(images, tuple(files), sizes)
 
 
 def classes(data: str, root: Path | None = None) -> tuple[str, ...]:
@@ -127,21 +167,68 @@ def classes(data: str, root: Path | None = None) -> tuple[str, ...]:
     return CIFAR10_CLASSES if folder.name == BATCHES else folder_classes(folder)
 
 
-def split_normal(images: Tensor, *, fraction: float = 0.1, seed: int) -> tuple[Tensor, Tensor]:
+def has_test(data: str, normal_class: str | None = None, root: Path | None = None) -> bool:
+    """Whether a data set has folders of good and of anomalous test images; looks at no image. Raises DataError."""
+    if data in ("textures", "cifar10"):
+        return True
+    folder, normal = find_folder(data, root), _normal_class(data, normal_class, root)
+    return folder.name == BATCHES or (normal is not None and has_test_folders(folder, normal))
+
+
+NEAR, FAR = 1.5, 0.25  # grey levels of 255 at 32 x 32 pixels; share of the usual difference between two images
+
+
+def near_copies(images: Tensor) -> Tensor:
+    """Groups of images that are nearly the same: uint8 [n, 3, s, s] -> int64 [n], equal numbers in a group.
+
+    Two are copies where, shrunk to 32 x 32 pixels, they differ by no more than `NEAR` grey levels (root mean square)
+    and by no more than `FAR` of what two images differ by as a rule: a photograph saved again as JPEG, or the next
+    frame of a film of something at rest. Copies of copies are copies. s is a multiple of 32.
+    """
+    from scipy.sparse.csgraph import connected_components  # here: their imports are slow
+    from sklearn.neighbors import NearestNeighbors
+
+    if len(images) < 2:
+        return torch.zeros(len(images), dtype=torch.int64)
+    small = torch.cat([adaptive_avg_pool2d(part.float(), 32).flatten(1) for part in images.split(64)])
+    apart = (small - small.roll(len(small) // 2, 0)).square().mean(1).sqrt().median().item()
+    # A little above 0, so that exact copies are found among images that are all alike.
+    reach = max(1e-3, min(NEAR, FAR * apart)) * small.shape[1] ** 0.5
+    neighbours = NearestNeighbors(radius=reach, algorithm="brute").fit(small.numpy())
+    _, groups = connected_components(neighbours.radius_neighbors_graph(), directed=False)
+    return torch.from_numpy(groups).long()
+
+
+def split_normal(
+    images: Tensor, *, fraction: float = 0.1, seed: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Set some normal images apart, for the threshold: images [n, ...] -> (fit, held_out), each in the order given.
 
     held_out holds `fraction` (0..1) of them, rounded, at least one and never all. The same seed gives the same split,
-    by a generator of its own. Raises DataError for fewer than two images or a fraction outside 0..1.
+    by a generator of its own. `groups` [n], as `near_copies` gives them, keep copies on one side: of a group that is
+    held out, the first image stands for all, and the others are left out.
+    Raises DataError for fewer than two images, for less than three groups, or a fraction outside 0..1.
     """
     n = len(images)
     if n < 2 or not 0 < fraction < 1:
         raise DataError(
             f"cannot hold out a fraction {fraction} of {n} images: needs 0 < fraction < 1, two images or more"
         )
-    held = torch.zeros(n, dtype=torch.bool)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    held[order[: min(max(1, round(n * fraction)), n - 1)]] = True
-    return images[~held], images[held]
+    groups = torch.arange(n) if groups is None else groups
+    different = len(groups.unique())
+    if different < min(n, 3):
+        raise DataError(f"of {n} images only {different} are not copies of another; give 3 or more different ones")
+    wanted = min(max(1, round(n * fraction)), n - 1)
+    held, first = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    for i in torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist():
+        copies = groups == groups[i]
+        if copies.sum() > 1 and (held | copies).sum() > n // 2:
+            continue  # a group that is most of the images stays to be learned from
+        held |= copies
+        first[copies.nonzero()[0]] = True
+        if held.sum() >= wanted:
+            break
+    return images[~held], images[first]
 
 
 def _check_size(size: int) -> None:
@@ -159,7 +246,8 @@ def _normal_class(data: str, wanted: str | None, root: Path | None) -> str | Non
         return choice[0] if choice else None
     if wanted not in choice:
         what = "no normal class is named" if wanted is None else f"has no class {wanted!r} that could be the normal one"
-        remedy = f"choose normal_class among {', '.join(choice)}" if choice else "leave normal_class out"
+        name = "--normal-class (normal_class in Python)"
+        remedy = f"give {name}: {', '.join(choice)}" if choice else f"leave {name} out"
         raise DataError(f"{data}: {what}; {remedy}")
     return wanted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from attnad.errors import DataError
 
-IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
+IGNORED_NAMES = {  # what systems, network drives and picture programs leave among photographs
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "#snapshot",
+    "$recycle.bin", "system volume information", "lost+found", "picasa.ini",
+}  # fmt: skip
 IGNORED_TEXTS = {"readme", "license", "licence", "copying"}  # alone, or with .txt or .md
 
 
@@ -81,14 +84,21 @@ def find_folder(data: str, root: Path | None) -> Path:
 
 def entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files directly inside a folder, each sorted, without what is ignored."""
+    folders, files, strays = _look(folder)
+    if strays:
+        raise DataError("\n".join(f"{path}: {what}; remove it" for path, what in strays.items()))
+    return folders, files
+
+
+def _look(folder: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
+    """Folders and files directly inside a folder, each sorted, and what is there that is neither, with a word on it."""
     try:
         paths = sorted(path for path in folder.iterdir() if not _ignored(path))
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the path and its permissions") from error
     folders, files = [p for p in paths if os.path.isdir(p)], [p for p in paths if os.path.isfile(p)]
-    for path in set(paths).difference(folders, files):
-        raise DataError(f"{path}: is neither a file nor a folder (a broken link, or no permission?); remove it")
-    return folders, files
+    what = "is neither a file nor a folder (a broken link, a pipe, or no permission?)"
+    return folders, files, {path: what for path in paths if path not in {*folders, *files}}
 
 
 def _ignored(path: Path) -> bool:
@@ -110,19 +120,50 @@ def files_of(folder: Path) -> list[Path]:
     return files
 
 
-def expand(path: Path) -> Iterator[Path]:
-    if os.path.isfile(path):
-        yield path
-        return
-    if not os.path.isdir(path):
-        raise DataError(f"{path}: there is no such file or folder; check the path and its permissions")
-    folders, files = entries(path)
-    if not folders and not files:
-        raise DataError(f"{path}: is empty; it should hold images")
-    for inner in sorted(folders + files):
-        if inner.is_symlink() and os.path.isdir(inner):  # it may lead in a circle
-            raise DataError(f"{inner}: is a link to a folder; name the folder that it leads to instead")
-        yield from expand(inner)
+def walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files of a folder at any depth, sorted, and what else is there, with a word on why it is passed over.
+
+    A link to a folder is not followed, it may lead in a circle. Raises DataError where the folder cannot be listed.
+    """
+    folders, files, strays = _look(folder)
+    while folders:
+        inner = folders.pop()
+        if inner.is_symlink():
+            strays[inner] = "is a link to a folder; name the folder that it leads to instead"
+            continue
+        try:
+            more, found, odd = _look(inner)
+        except DataError as error:  # no permission, or gone since
+            strays[inner] = str(error).removeprefix(f"{inner}: ")
+            continue
+        folders += more
+        files += found
+        strays |= odd
+    return sorted(files), strays
+
+
+def photographs_at(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Files, and the files of folders at any depth, each of them once; and what else lies there, as `walk` says it.
+
+    Raises DataError for a path that is not there, for an empty folder, and where there is no file at all.
+    """
+    found: dict[str, Path] = {}
+    strays: dict[Path, str] = {}
+    for path in paths:
+        if os.path.isdir(path):
+            files, odd = walk(path)
+            if not files and not odd:
+                raise DataError(f"{path}: is empty; it should hold images")
+            strays |= odd
+        elif os.path.isfile(path):
+            files = [path]
+        else:
+            raise DataError(f"{path}: there is no such file or folder; check the path and its permissions")
+        for file in files:  # the same one may be named twice, or lie in a folder that is named too
+            found.setdefault(os.path.realpath(file), file)
+    if not found and not strays:
+        raise DataError("no image given: name at least one image file or a folder of images")
+    return list(found.values()), strays
 
 
 def relative(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:

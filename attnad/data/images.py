@@ -23,17 +23,43 @@ MAX_PIXELS, LARGE_PIXELS = 100_000_000, 16_000_000
 
 
 def read_images(paths: Sequence[Path], size: int) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """Files -> uint8 [n, 3, size, size], and the original (width, height) of each."""
-    images, sizes = np.empty((len(paths), size, size, 3), dtype=np.uint8), []
+    """Files -> uint8 [n, 3, size, size], and the original (width, height) of each.
+
+    Raises one DataError that names every file which cannot be read.
+    """
+    images, sizes, errors = np.empty((len(paths), size, size, 3), dtype=np.uint8), [], []
+    for i, found in enumerate(read_each(paths, size)):
+        if isinstance(found, DataError):
+            errors.append(found)
+            continue
+        images[i], original = found
+        sizes.append(original)
+    if errors:
+        raise all_of(errors, len(paths))
+    return to_tensor(images), tuple(sizes)
+
+
+def read_each(paths: Sequence[Path], size: int) -> Iterator[tuple[np.ndarray, tuple[int, int]] | DataError]:
+    """Each file in turn -> uint8 [size, size, 3] and its original (width, height), or why it cannot be read."""
+
+    def read(path: Path) -> tuple[np.ndarray, tuple[int, int]] | DataError:
+        try:
+            return _open(path, convert)
+        except DataError as error:
+            return error
 
     def convert(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         image = _to_rgb(image)
         return resized(image, size), image.size
 
-    for i, (pixels, original) in enumerate(in_parallel(lambda path: _open(path, convert), paths)):
-        images[i] = pixels
-        sizes.append(original)
-    return to_tensor(images), tuple(sizes)
+    return in_parallel(read, paths)
+
+
+def all_of(errors: Sequence[DataError], n: int) -> DataError:
+    """One error for all that is wrong with some of n files, a line each."""
+    if len(errors) == 1:
+        return errors[0]
+    return DataError(f"{len(errors)} of {n} files cannot be used:\n" + "\n".join(f"  {error}" for error in errors))
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -70,6 +96,8 @@ _LARGE = threading.Lock()
 def _open(path: Path, convert: Callable[[Image.Image], Any]) -> Any:
     """Open, check, turn upright and convert one image file; whatever goes wrong becomes a DataError with its name."""
     try:
+        if path.suffix.lower() in RAW:  # Pillow takes some for TIFF, and gives the small preview in them
+            raise DataError("is a camera's raw file; develop it and save it as JPEG, PNG or TIFF")
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
                 raise DataError(f"has {image.width} x {image.height} pixels, more than 100 megapixels; make it smaller")
@@ -92,9 +120,45 @@ def _open(path: Path, convert: Callable[[Image.Image], Any]) -> Any:
     except Exception as error:  # Pillow's decoders raise nearly every kind of error on a damaged file
         if not path.is_file():
             raise DataError(f"{path}: is no longer there; restore it and run the same command again") from error
-        empty = path.stat().st_size == 0
-        what = "is empty (0 bytes)" if empty else f"is no image that Pillow can read, or damaged ({error})"
-        raise DataError(f"{path}: {what}; replace it or remove it") from error
+        raise DataError(f"{path}: {_what_it_is(path, error)}") from error
+
+
+RAW = {  # names of cameras' raw files
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+}  # fmt: skip
+OTHERS = (  # where a file of another kind says what it is, and what it is
+    (4, b"ftyphe", "HEIC, which Pillow cannot read; save it as JPEG or PNG"),
+    (4, b"ftypmif1", "HEIC, which Pillow cannot read; save it as JPEG or PNG"),
+    (4, b"ftypmsf1", "HEIC, which Pillow cannot read; save it as JPEG or PNG"),
+    (4, b"ftyp", "a film; save its pictures as JPEG or PNG"),
+    (8, b"AVI ", "a film; save its pictures as JPEG or PNG"),
+    (0, b"\x1aE\xdf\xa3", "a film; save its pictures as JPEG or PNG"),
+    (0, b"\x93NUMPY", "a NumPy array; save it as PNG or TIFF"),
+    (0, b"PK\x03\x04", "a ZIP archive; unpack it, and put its images here"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it, and put its images here"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive; unpack it, and put its images here"),
+    (0, b"Rar!", "a RAR archive; unpack it, and put its images here"),
+    (0, b"%PDF", "a PDF; save its pictures as JPEG or PNG"),
+    (0, b"<svg", "SVG, a drawing without pixels; save it as PNG"),
+    (0, b"<?xml", "XML, no image; save what it shows as PNG, or remove it"),
+    (128, b"DICM", "DICOM; save its picture as PNG or TIFF with 8 or 16 bits"),
+)
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    """What a file is that Pillow cannot read, and what to do about it."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+    except OSError:
+        head = b"?"
+    if not head:
+        return "is empty (0 bytes); replace it or remove it"
+    for start, mark, what in OTHERS:
+        if head[start:].startswith(mark):
+            return f"is {what}"
+    return f"is no image that Pillow can read, or damaged ({error}); replace it or remove it"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

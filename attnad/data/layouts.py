@@ -148,12 +148,26 @@ def _split(folder: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]
     return train, test
 
 
+def has_test_folders(folder: Path, normal: str) -> bool:
+    """Whether a labelled folder has test images, good ones and others, by the names of its folders."""
+    layout = layout_of(folder)
+    if layout is None or not os.path.isdir(folder / layout.test):
+        return False
+    names = [path.name for path in _test_parts(folder, layout)[0]]
+    return normal in names and len(names) > 1
+
+
+def _test_parts(folder: Path, layout: Layout) -> tuple[list[Path], list[Path]]:
+    """The folders of test images, and the files beside them."""
+    folders, files = entries(folder / layout.test)
+    return [path for path in folders if path not in (folder / layout.truth, folder / "split_csv")], files
+
+
 def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> TestSet:
     layout = layout_of(folder)
     assert layout, "only a labelled folder has a normal class"
     test, truth = folder / layout.test, folder / layout.truth
-    folders, files = entries(test)
-    folders = [path for path in folders if path not in (truth, folder / "split_csv")]
+    folders, files = _test_parts(folder, layout)
     if files and layout.test != ".":
         raise DataError(
             f"{files[0]}: lies beside the folders of {layout.test}/; move it into {layout.test}/good or "

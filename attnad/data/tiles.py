@@ -13,10 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from attnad.data import classes
-from attnad.data.folders import files_of, find_folder
-from attnad.data.images import read_pixels, resized, to_tensor
-from attnad.data.layouts import train_paths
+from attnad.data.images import all_of, read_pixels, resized, to_tensor
 from attnad.errors import DataError, SettingError
 
 
@@ -90,17 +87,16 @@ class Tiles:
         return pixels
 
     def load(self, paths: Sequence[Path], side: int) -> Tensor:
-        """All tiles of photographs, one after the other: uint8 [n, 3, side, side]."""
-        return torch.cat([tiles for path in paths for _, _, tiles in self.rows(self.read(path), side)])
+        """All tiles of photographs, one after the other: uint8 [n, 3, side, side].
 
-
-def photographs(data: str, normal_class: str | None, root: Path | None) -> list[Path]:
-    """The files of a folder's normal photographs, as `attnad.data.load_train` reads them. Raises DataError."""
-    if data in ("textures", "cifar10"):
-        raise DataError(f"{data}: its images are small; tiles are for a folder of photographs")
-    choice = classes(data, root)
-    normal = normal_class or (choice[0] if len(choice) == 1 else None)
-    if choice and normal not in choice:
-        raise DataError(f"{data}: has no normal class {normal!r}; choose normal_class among {', '.join(choice)}")
-    folder = find_folder(data, root)
-    return train_paths(folder, normal) if normal else files_of(folder)
+        Raises one DataError that names every photograph which cannot be used.
+        """
+        parts, errors = list[Tensor](), list[DataError]()
+        for path in paths:
+            try:
+                parts += [tiles for _, _, tiles in self.rows(self.read(path), side)]
+            except DataError as error:
+                errors.append(error)
+        if errors:
+            raise all_of(errors, len(paths))
+        return torch.cat(parts)

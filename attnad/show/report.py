@@ -182,13 +182,6 @@ def card(
     )
 
 
-def thumbnails(image: Tensor, anomaly_map: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """An image, uint8 [3, h, w], and its map [h, w], no larger than `card` shows them."""
-    fitting = _fit(size, THUMBNAIL_SIDE)
-    picture, values = _photograph(image, fitting), _resized(anomaly_map, fitting)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(values))
-
-
 def write_page(
     out: Path, cards: Sequence[str], scores: Sequence[float], axis: Axis, title: str, notes: Mapping[str, str]
 ) -> Path:
