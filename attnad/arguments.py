@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from attnad.config import RECIPES, RIVALS, EncoderName
+from attnad.config import RECIPES, RIVALS, EncoderName, strong_recipe
 from attnad.config import recipe as paper_recipe
 from attnad.errors import DataError, SettingError
 
@@ -226,6 +226,8 @@ def any_recipe(name: str, data: str) -> Any:
     try:
         if name in ("quick", "paper"):
             return paper_recipe(name, data)
+        if name in ("strong", "gaussian"):
+            return strong_recipe(name, data)  # type: ignore[arg-type]  # it is one of the two
         from attnad.detectors import recipe
 
         return recipe(name, data)

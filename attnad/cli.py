@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from attnad.arguments import parse_arguments
-from attnad.errors import AttnadError
+from attnad.errors import AttnadError, SomeFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
         from attnad.commands import carry_out  # it takes seconds: not for --help, nor for a mistake in the arguments
 
-        return carry_out(command)
+        carry_out(command)
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except AttnadError as error:
         print(f"attnad: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, SomeFailed) else 2
     except (MemoryError, RuntimeError) as error:
         import torch
 
@@ -38,3 +38,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = (str(error).splitlines() or ["no more"])[0]
         print(f"attnad: out of memory ({reason}); try a smaller --size or batch", file=sys.stderr)
         return 2
+    return 0

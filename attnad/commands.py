@@ -114,8 +114,8 @@ def _table(run: Run, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def score(command: Score) -> int:
-    """Carry out `attnad score`. Returns 1 where some images could not be scored, else 0."""
+def score(command: Score) -> None:
+    """Carry out `attnad score`."""
     run = load_run(command.run, device=command.device)
     threshold, threshold_from = _threshold(run, command)
     notes = {
@@ -141,12 +141,12 @@ def score(command: Score) -> int:
                 f"{command.out} lies in {folder}, and its heat maps would be scored; choose another --out"
             )
     if not command.follow:
-        return score_files(run, command.images, command.out, threshold=threshold, notes=notes, numbers=command.maps)
+        score_files(run, command.images, command.out, threshold=threshold, notes=notes, numbers=command.maps)
+        return
     if len(command.images) != 1:
         raise SettingError(f"--follow takes one folder, and {len(command.images)} paths are given; name one")
     name = str(command.run.resolve())
     follow(run, *command.images, command.out, threshold=threshold, name=name, notes=notes, numbers=command.maps)
-    return 0
 
 
 def _threshold(run: Run, command: Score) -> tuple[float, str]:
@@ -259,12 +259,12 @@ def export(command: Export) -> None:
     print(f"{command.model}: {command.model.stat().st_size / 1e6:.1f} MB, images of {run.config.size} pixels")
 
 
-CARRY_OUT: dict[type, Callable[[Any], int | None]] = {
+CARRY_OUT: dict[type, Callable[[Any], None]] = {
     Evaluate: evaluate, Score: score, Reproduce: reproduce, Figure: figure, Bench: bench,
     Export: export,
 }  # fmt: skip
 
 
-def carry_out(command: Any) -> int:
-    """Carry out a command that `attnad.arguments.parse_arguments` has read; returns the status, 0 if all was done."""
-    return CARRY_OUT.get(type(command), train)(command) or 0
+def carry_out(command: Any) -> None:
+    """Carry out a command that `attnad.arguments.parse_arguments` has read."""
+    CARRY_OUT.get(type(command), train)(command)

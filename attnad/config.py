@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
+FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
 RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
@@ -162,6 +163,53 @@ class RunConfig(DetectorConfig):
     def epochs(self) -> str:
         """Epochs of both stages, for tables."""
         return f"{self.attention.epochs}+{self.adgan.epochs}"
+
+
+@dataclass(frozen=True)
+class StrongConfig(DetectorConfig):
+    """All that decides a `strong` or `gaussian` run's scores, beside the code and the machine."""
+
+    recipe: Literal["strong", "gaussian", "guided"] = "strong"
+    size: int = 256
+    seed: int = 0
+    """Seed of the split that holds out normal images, of kept channels, noise and judges."""
+    image_score: Literal["top", "peak"] = "top"
+    """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
+    encoder: FrozenName = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights; wide-resnet50-imagenet and dinov2-small fetch theirs (D27)."""
+    least: int = 128
+    """Smaller images are enlarged to this side first, in pixels (D27)."""
+    apart: bool = True
+    """Judge the levels each by itself, or joined at stride 8 as PaDiM does (D27)."""
+    channels: int = 176
+    """Most channels that are kept of a level (D28)."""
+    shrink: float = 0.5
+    """How far each place's covariance is moved towards that of all places, from 0 to 1 (D28)."""
+    ridge: float = 0.002
+    """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
+    noise: float = 1.5
+    """Deviation of the noise that makes fakes of whitened features, in units of theirs (D29)."""
+    stained: float = field(default=0.5, metadata={"before": 0.0})
+    """Share of a judge's fakes that are places of stained normal images; the others are noise (D33)."""
+    steps: int = 300
+    """Steps of training a judge; with 0 the map is the Mahalanobis distance (D29)."""
+    batch: int = 8192
+    """Places a step, and as many fakes (D29)."""
+    width: int = 64
+    """Units of a judge's hidden layer (D29)."""
+    learning_rate: float = 1e-3
+    """AdamW's, for the judges (D29)."""
+
+    @property
+    def epochs(self) -> str:
+        """Steps of a judge, for tables."""
+        return f"{self.steps} steps" if self.steps else "0"
+
+
+def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfig:
+    """Give the configuration of `strong` or `gaussian` for a data set: 256 pixels, textures 64, cifar10 32."""
+    size = {"cifar10": 32, "textures": 64}.get(data, 256)
+    return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
 
 
 def recipe(name: str, data: str) -> RunConfig:

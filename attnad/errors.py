@@ -41,6 +41,10 @@ class TrainingError(AttnadError, RuntimeError):
     """Training or scoring cannot go on; the message says why and what is kept."""
 
 
+class SomeFailed(TrainingError):
+    """Some of what was asked for failed, each part is named; the rest is done and kept."""
+
+
 class Stopped(AttnadError, RuntimeError):
     """Training was asked to stop; its state is saved, and the same command goes on."""
 

@@ -7,17 +7,16 @@ their weights.
 from __future__ import annotations
 
 from http.client import HTTPException
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from attnad.config import AttentionConfig, EncoderName
+from attnad.config import AttentionConfig, EncoderName, FrozenName
 from attnad.errors import WeightsError, remedy
 from attnad.models import EfficientNetLite0, ResNet18, build_encoder
 
-FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
 _TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "wide-resnet50-imagenet": ("wide_resnet50_2.tv_in1k", {"out_indices": (0, 1, 2, 3)}),
     "dinov2-small": ("vit_small_patch14_dinov2.lvd142m", {"out_indices": (2, 5, 8, 11), "dynamic_img_size": True}),

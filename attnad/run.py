@@ -33,7 +33,7 @@ from attnad.errors import CheckpointError, DataError, SettingError, TrainingErro
 from attnad.machine import machine_facts
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.region import Region, check_region, claim_region, load_region
-from attnad.score import Scores
+from attnad.score import Scores, check_images
 from attnad.state import SAVE_SECONDS, FitOptions, fingerprint, logged_seconds
 from attnad.synthetic import synthetic_check
 from attnad.train import pick_device
@@ -63,8 +63,9 @@ class Run:
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s] of the run's size, inside its region; see `attnad.score.Scores`.
 
-        Raises TrainingError where a score is not finite.
+        Raises SettingError on other images, saying what to pass, and TrainingError where a score is not finite.
         """
+        check_images(images, self.config.size)
         scores = self.detector.score(images)
         for name, values in scores.named():
             if not values.isfinite().all():
@@ -200,7 +201,7 @@ def train_run(
             finished = load_run(folder, device=device)
             if finished.tiles != tiles:
                 raise TrainingError(f"{folder} holds a run with other tiles, or without; choose another --out")
-            _check_same(finished.facts, files, config.data, folder)
+            check_same(finished.facts, files, config.data, folder)
             return finished
         files_were = files_sum(files)
         if tiles is None:
@@ -260,7 +261,7 @@ def _check_enough(data: str, n: int) -> None:
         raise TrainingError(f"{data} has {n} normal image{'s' * (n != 1)}; training needs 3 or more")
 
 
-def _check_same(facts: dict[str, Any], files: Sequence[Path], data: str, folder: Path) -> None:
+def check_same(facts: dict[str, Any], files: Sequence[Path], data: str, folder: Path) -> None:
     """Raise TrainingError where a finished run was trained on other files than those that are there now."""
     if facts.get("files") not in (None, files_sum(files)):  # None: of an earlier version
         raise TrainingError(

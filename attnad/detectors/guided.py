@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from attnad.checkpoint import load_json
-from attnad.config import from_dict
+from attnad.config import StrongConfig, from_dict, strong_recipe
 from attnad.detectors.skips import AttentionMap, MapConfig
-from attnad.detectors.strong import Levels, Strong, StrongConfig, fit_levels, strong_recipe
+from attnad.detectors.strong import Levels, Strong, fit_levels
 from attnad.errors import TrainingError
 from attnad.frozen import enlarged
 from attnad.losses import masked_features

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softplus
 
-from attnad.config import SIZE
+from attnad.config import SIZE, FrozenName
 from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig
-from attnad.frozen import FrozenName, enlarged, frozen_network
+from attnad.frozen import enlarged, frozen_network
 from attnad.losses import dice_loss, focal_loss
 from attnad.stains import StainConfig, stain
 from attnad.state import FitOptions

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
 from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
-from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
-from attnad.frozen import FrozenName, frozen_network
+from attnad.config import SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
+from attnad.frozen import frozen_network
 from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 from attnad.score import Scores
 from attnad.stains import StainConfig, stain
@@ -32,53 +32,6 @@ from attnad.state import FitOptions, Log
 from attnad.train import seeded, to_float
 
 KEPT_NUMBERS = 200_000_000  # whitened features of normal images that a judge is taught with: 400 MB in half precision
-
-
-@dataclass(frozen=True)
-class StrongConfig(DetectorConfig):
-    """All that decides a `strong` or `gaussian` run's scores, beside the code and the machine."""
-
-    recipe: Literal["strong", "gaussian", "guided"] = "strong"
-    size: int = 256
-    seed: int = 0
-    """Seed of the split that holds out normal images, of kept channels, noise and judges."""
-    image_score: Literal["top", "peak"] = "top"
-    """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
-    encoder: FrozenName = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights; wide-resnet50-imagenet and dinov2-small fetch theirs (D27)."""
-    least: int = 128
-    """Smaller images are enlarged to this side first, in pixels (D27)."""
-    apart: bool = True
-    """Judge the levels each by itself, or joined at stride 8 as PaDiM does (D27)."""
-    channels: int = 176
-    """Most channels that are kept of a level (D28)."""
-    shrink: float = 0.5
-    """How far each place's covariance is moved towards that of all places, from 0 to 1 (D28)."""
-    ridge: float = 0.002
-    """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
-    noise: float = 1.5
-    """Deviation of the noise that makes fakes of whitened features, in units of theirs (D29)."""
-    stained: float = field(default=0.5, metadata={"before": 0.0})
-    """Share of a judge's fakes that are places of stained normal images; the others are noise (D33)."""
-    steps: int = 300
-    """Steps of training a judge; with 0 the map is the Mahalanobis distance (D29)."""
-    batch: int = 8192
-    """Places a step, and as many fakes (D29)."""
-    width: int = 64
-    """Units of a judge's hidden layer (D29)."""
-    learning_rate: float = 1e-3
-    """AdamW's, for the judges (D29)."""
-
-    @property
-    def epochs(self) -> str:
-        """Steps of a judge, for tables."""
-        return f"{self.steps} steps" if self.steps else "0"
-
-
-def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfig:
-    """Give the configuration of `strong` or `gaussian` for a data set: 256 pixels, textures 64, cifar10 32."""
-    size = {"cifar10": 32, "textures": 64}.get(data, 256)
-    return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
 
 
 _RANGES: tuple[Range, ...] = (

@@ -30,7 +30,7 @@ from attnad.config import differences
 from attnad.data import load_images
 from attnad.data.folders import photographs_at
 from attnad.data.images import all_of
-from attnad.errors import CheckpointError, DataError, SettingError
+from attnad.errors import CheckpointError, DataError, SettingError, SomeFailed
 from attnad.run import Judged, Run
 from attnad.show.report import HEAD, Axis, card, cell, row, shrunk, table, write_map, write_page
 
@@ -190,12 +190,12 @@ def _append(path: Path, line: bytes) -> None:
 
 def score_files(
     run: Run, paths: Sequence[Path], out: Path, *, threshold: float, notes: Mapping[str, str], numbers: str | None
-) -> int:
+) -> None:
     """Score files, and those of folders, into the folder `out`, and say what came of it; the report comes last.
 
     What is scored there already, by the same run, and has not changed since, is kept: so the same command goes on after
-    Ctrl-C, a kill or a full disk. Returns 0, or 1 where some could not be scored, each of which is named.
-    Raises DataError where none can be, and where a path is not there; SettingError and CheckpointError as `opened`.
+    Ctrl-C, a kill or a full disk. Raises SomeFailed at the end where some cannot be scored, DataError where none can,
+    and where a path is not there; SettingError and CheckpointError as `opened`.
     """
     files, strays = photographs_at(paths)
     problems = [DataError(f"{path}: {what}") for path, what in strays.items()]
@@ -239,12 +239,10 @@ def score_files(
     for problem in problems:
         print(f"not scored: {problem}", file=sys.stderr)
     if problems:
-        print(
-            f"attnad: {len(problems)} of {n + len(problems)} images could not be scored; mend or remove them and run "
-            "the same command again, the others are kept",
-            file=sys.stderr,
+        raise SomeFailed(
+            f"{len(problems)} of {n + len(problems)} images could not be scored; mend or remove them and run the same "
+            "command again, the others are kept"
         )
-    return 1 if problems else 0
 
 
 def write_report_of(run: Run, scored: ScoreTable, photographs: Sequence[Path], notes: Mapping[str, str]) -> Path:

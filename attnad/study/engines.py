@@ -19,14 +19,14 @@ from PIL import Image
 
 from attnad.checkpoint import load_json, save_json
 from attnad.config import RunConfig
-from attnad.data import TestSet, load_test
+from attnad.data import TestSet, load_test, normal_files
 from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
-from attnad.errors import CheckpointError, PackageError, SettingError, Stopped, TrainingError, remedy
+from attnad.errors import CheckpointError, DataError, PackageError, SettingError, SomeFailed, Stopped, remedy
 from attnad.machine import machine_facts
-from attnad.run import evaluate_run, train_run
+from attnad.run import check_same, evaluate_run, train_run
 from attnad.study import tables
 from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
 from attnad.study.processes import run_in_processes, share_of_cores
@@ -52,7 +52,11 @@ def measure(
     folder, data_root = runs / folder_name(config), root_of(config.data, data_root)
     path = folder / "metrics.json"
     if path.exists():
-        return load_json(path)
+        outcome = load_json(path)
+        with suppress(DataError):  # what was measured stands where the data are no longer
+            files = normal_files(config.data, config.normal_class, data_root)
+            check_same(outcome["facts"], files, config.data, folder)
+        return outcome
     stage1 = _same_stage1(config, runs)
     run = train_run(config, folder, stage1=stage1, device=device, data_root=data_root, progress=progress)
     with FileLock(folder / ".lock"):  # the run's own: another process may have waited for its training too
@@ -164,7 +168,7 @@ def reproduce(
     (`attnad.study.plan.ORDER`), without those that results.csv has rows of on any machine; a table whose data are
     not there is left out, and nothing is returned. With `minutes`, only runs that can end in time are begun, by the
     seconds of earlier ones, and at the end of the time those that run save their states and stop: call again to go on.
-    Raises TrainingError at the end where runs failed, naming each; the others have run by then.
+    Raises SomeFailed at the end where runs failed, naming each; the others have run by then.
     """
     if engine == "ray" and (jobs > 1 or minutes is not None):
         raise SettingError("--jobs and --minutes are for this machine; leave them out, or --engine ray")
@@ -236,5 +240,5 @@ def reproduce(
     if found:
         print(found.text())
     if failed:
-        raise TrainingError(f"{len(failed)} of {len(planned)} runs failed:\n" + "\n".join(failed))
+        raise SomeFailed(f"{len(failed)} of {len(planned)} runs failed:\n" + "\n".join(failed))
     return found
