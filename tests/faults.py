@@ -259,7 +259,7 @@ def generated(n: int) -> Callable:
     return settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=health)
 
 
-REFUSED = {"huge.png", "huge.bmp", "moving.gif", "moving.webp", "float.tif"}
+REFUSED = {"rgb.ico", "huge.png", "huge.bmp", "moving.gif", "moving.webp", "float.tif"}
 
 
 def report(function: Callable, arguments: tuple, answer: Any) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import hostile_files
 from PIL import Image
 
 from attnad.cli import main
@@ -159,6 +160,19 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(work, tmp_path):
     assert sorted(names(out)) == ["01.png", "half.png", "later.png"]
     assert len(list((out / "maps").glob("*.npy"))) == 3
     assert "of 3 images look anomalous" in printed
+
+
+def test_strays_and_hostile_files_do_not_stop_it(work, tmp_path):
+    """One of each kind among good images: these are scored, the others told, and nothing hangs."""
+    folder, out = tmp_path / "new", tmp_path / "out"
+    shutil.copytree(work / "all", folder)
+    names_of_others = hostile_files(folder)
+    with following(work, folder, out, patience=0.0) as process:
+        until(lambda: len(names(out)) == N, process)
+        printed = ended(process)
+    assert sorted(names(out)) == [f"{i:02d}.png" for i in range(N)]
+    assert printed.count("not scored, ") == len(names_of_others)
+    assert f"of {N} images look anomalous" in printed
 
 
 def test_a_full_disk_leaves_whole_lines_only(work, tmp_path, capsys, monkeypatch):

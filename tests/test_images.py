@@ -171,9 +171,7 @@ def encoded(suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-SAMPLES = {
-    suffix: encoded(suffix) for suffix in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "ico", "pcx")
-}
+SAMPLES = {suffix: encoded(suffix) for suffix in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "pcx")}
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

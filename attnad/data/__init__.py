@@ -15,7 +15,7 @@ The argument `data` of `load_train`, `load_test` and `classes` names a data set.
 To use a folder that is called `textures` or `cifar10`, write `./textures`. `root` is the argument, else the environment
 variable `ATTNAD_DATA`, else `~/.cache/attnad`.
 
-Images are whatever Pillow reads without another program's help, one picture per file, at most 100 megapixels. They are
+Images are of `attnad.data.images.FORMATS`, one picture per file, at most 100 megapixels. They are
 turned upright (EXIF), laid on white where transparent, converted to 8-bit RGB (16-bit values are divided by 257, never
 clipped or stretched) and resized to a square with antialiasing. The aspect is not kept, so that no defect is cut off.
 Images are read several at a time, large ones (above 16 megapixels) one after the other, which bounds memory.

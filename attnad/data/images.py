@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,15 @@ def in_parallel(function: Callable[..., Any], *items: Sequence[Any]) -> Iterator
 
 
 _LARGE = threading.Lock()
+# What is read: formats that Pillow decodes by itself. Others start a program (EPS, WMF), open what lies in them as any
+# format (IPTC), or are larger inside than they say (ICO).
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "GIF", "PPM", "TGA", "PCX", "JPEG2000", "AVIF", "SGI", "QOI")
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # those that this Pillow was built with
 
 
 def _open(path: Path, convert: Callable[[Image.Image], Any]) -> Any:
@@ -98,16 +109,20 @@ def _open(path: Path, convert: Callable[[Image.Image], Any]) -> Any:
     try:
         if path.suffix.lower() in RAW:  # Pillow takes some for TIFF, and gives the small preview in them
             raise DataError("is a camera's raw file; develop it and save it as JPEG, PNG or TIFF")
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
+            raise DataError("is no plain file; remove it")
+        with Image.open(path, formats=_formats()) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:  # known from the header: nothing is decoded yet
                 raise DataError(f"has {image.width} x {image.height} pixels, more than 100 megapixels; make it smaller")
-            if image.format in ("EPS", "WMF"):
-                raise DataError(f"is {image.format}, which another program would have to draw; save it as PNG")
             # A camera's MPO is one photograph with previews or views beside it, its first picture is the photograph.
             if image.format != "MPO" and getattr(image, "is_animated", False):
                 raise DataError("holds more than one picture; save the one you mean as a file of its own")
-            with _LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+            with _LARGE if pixels > LARGE_PIXELS else nullcontext():
                 ImageOps.exif_transpose(image, in_place=True)
+                image.load()
+                if image.width * image.height != pixels:
+                    raise DataError("has other pixels than its header says; save it anew")
                 return convert(image)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -139,6 +154,12 @@ OTHERS = (  # where a file of another kind says what it is, and what it is
     (0, b"\x1f\x8b", "a gzip archive; unpack it, and put its images here"),
     (0, b"7z\xbc\xaf", "a 7-Zip archive; unpack it, and put its images here"),
     (0, b"Rar!", "a RAR archive; unpack it, and put its images here"),
+    (0, b"%!PS", "EPS, which another program would have to draw; save it as PNG"),
+    (0, b"\xc5\xd0\xd3\xc6", "EPS, which another program would have to draw; save it as PNG"),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF, which another program would have to draw; save it as PNG"),
+    (40, b" EMF", "EMF, which another program would have to draw; save it as PNG"),
+    (0, b"\0\0\1\0", "an icon; save its picture as PNG"),
+    (0, b"8BPS", "a Photoshop file; save its picture as PNG or TIFF"),
     (0, b"%PDF", "a PDF; save its pictures as JPEG or PNG"),
     (0, b"<svg", "SVG, a drawing without pixels; save it as PNG"),
     (0, b"<?xml", "XML, no image; save what it shows as PNG, or remove it"),
@@ -158,7 +179,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
     for start, mark, what in OTHERS:
         if head[start:].startswith(mark):
             return f"is {what}"
-    return f"is no image that Pillow can read, or damaged ({error}); replace it or remove it"
+    return f"is no image that is read (JPEG, PNG, TIFF, WebP, ...), or damaged ({error}); replace it or remove it"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

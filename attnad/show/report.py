@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnad.checkpoint import write_atomically
+from attnad.errors import SettingError
 from attnad.show.page import CARD, ICONS, PAGE, SCRIPT, STYLE
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
@@ -101,6 +102,8 @@ def write_map(
     With numbers "npy" or "tiff", the map's values at that size lie beside it, float32 in [0, 1], under the same stem.
     """
     (out / "maps").mkdir(parents=True, exist_ok=True)
+    if (out / "maps").is_symlink():
+        raise SettingError(f"{out / 'maps'} is a link, and what lies there would be written over; remove it")
     file = f"maps/{number:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
     write_atomically(out / file, _encoded(heat_map(anomaly_map, _fit(size, MAP_SIDE)), "PNG"))
     if numbers:
@@ -134,7 +137,7 @@ def shrunk(sizes: Sequence[tuple[int, int]], side: int) -> str:
 def table(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as the text of a CSV."""
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)  # a name may hold what some take for a separator
     return text.getvalue()
 
 
@@ -265,8 +268,14 @@ def _hash(text: str) -> str:
 
 
 def _plain(value: object) -> str:
-    """What stands for bytes that are no UTF-8 in a file's name is not UTF-8 either: spell it out, as \\udcff."""
-    return str(value).encode(errors="backslashreplace").decode()
+    """What stands for bytes that are no UTF-8 in a file's name is not UTF-8 either: spell it out, as \\udcff.
+
+    A name that holds such text already has its backslashes doubled, so that no two names are spelled alike.
+    """
+    text = str(value)
+    if re.search(r"[\ud800-\udfff]|\\udc", text):
+        text = text.replace("\\", "\\\\")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _text(value: object) -> str:
@@ -274,5 +283,5 @@ def _text(value: object) -> str:
 
 
 def cell(path: Path) -> str:
-    """The same file by a name that no spreadsheet takes for a formula."""
-    return f"./{_plain(path)}" if str(path)[0] in "=+-@\t\r" else _plain(path)
+    """The same file by a name that no spreadsheet takes for a formula, whatever it makes of blanks and wide signs."""
+    return f"./{_plain(path)}" if re.match(r"[\s\0]*[=+\-@|%＝＋－＠]|[\s\0]", str(path)) else _plain(path)

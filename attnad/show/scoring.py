@@ -13,6 +13,7 @@ import errno
 import io
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ from attnad.data.folders import photographs_at
 from attnad.data.images import all_of
 from attnad.errors import CheckpointError, DataError, SettingError, SomeFailed
 from attnad.run import Judged, Run
-from attnad.show.report import HEAD, Axis, card, cell, row, shrunk, table, write_map, write_page
+from attnad.show.report import HEAD, MAP_SIDE, Axis, card, cell, row, shrunk, table, write_map, write_page
 
 SHOWN, FLAGGED_SHOWN = 200, 1000  # photographs in the report: the worst, and flagged ones up to so many
 ALL = 5  # photographs, from which on it is said when all of them are flagged
@@ -177,7 +178,8 @@ def _lines(path: Path) -> list[list[str]]:
 
 def _append(path: Path, line: bytes) -> None:
     """Add a line in one write, on the disk when this returns; where that fails, the file is as it was."""
-    with open(path, "ab", buffering=0) as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
+    with open(descriptor, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
             if file.write(line) != len(line):
@@ -273,8 +275,12 @@ def _card(run: Run, out: Path, path: Path, line: Sequence[str], axis: Axis) -> s
         return None
     try:
         batch = load_images([path], size=run.config.size)
-        with Image.open(out / file) as heat_map:
+        if not stat.S_ISREG((out / file).lstat().st_mode):
+            return None
+        with Image.open(out / file, formats=["PNG"]) as heat_map:
+            if heat_map.mode != "P" or max(heat_map.size) > MAP_SIDE:
+                return None
             values = torch.from_numpy(np.asarray(heat_map, dtype=np.float32) / 255)
-    except (DataError, OSError):
+    except (DataError, OSError, ValueError):
         return None
     return card(path, batch.images[0], values, batch.sizes[0], float(score), float(peak), axis)
