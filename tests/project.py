@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def texts() -> Iterator[tuple[Path, str]]:
     """Every file of the project with its text, without what is installed, built or trained."""
-    hidden = {".git", ".venv", "_build", "node_modules", "runs", "carry", "shared"}
+    hidden = {".git", ".venv", "attnad.egg-info", "_build", "node_modules", "runs", "carry", "shared"}
     tops = [top for top in ROOT.iterdir() if top.name not in hidden]
     for path in tops + [path for top in tops for path in top.rglob("*")]:
         small = path.is_file() and path.stat().st_size < 5_000_000  # others are weights and data
