@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 settings.register_profile("any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
-pytest_plugins = ["faults", "pictures", "studies"]  # fixtures of several files; runs are trained once for all
+# Fixtures of several files; runs are trained once for all.
+pytest_plugins = ["faults", "photographs", "pictures", "studies"]
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other host

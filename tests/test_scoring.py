@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from hostile import EPS, hostile_files, in_iptc
-from made import fails, write_images
+from made import fails
+from photographs import N, rows, scored
 from PIL import Image
 
 from attnad.cli import main
-from attnad.data import textures
 from attnad.show import scoring
-from attnad.show.report import cell, table
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
-N = 40
 STOP_AFTER = """
 import os, signal, sys
 from attnad.cli import main
@@ -42,47 +36,17 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
-    """A folder with photographs, `good` and N in `new`, and finished runs, `whole` and `tiles`: not to be changed."""
-    folder = tmp_path_factory.mktemp("work")
-    write_images(folder / "good", textures.train_crops("gravel", 64)[:20])
-    write_images(folder / "new", textures.train_crops("gravel", 64)[20 : 20 + N])
-    assert main(["train", str(folder / "good"), *TINY, "--out", str(folder / "whole")]) == 0
-    assert main(["train", str(folder / "good"), *TINY, "--tile", "48", "--out", str(folder / "tiles")]) == 0
-    return folder
-
-
-@pytest.fixture
-def new(work, tmp_path) -> Path:
-    return Path(shutil.copytree(work / "new", tmp_path / "new"))
-
-
-def rows(out: str | Path = "out") -> list[dict[str, str]]:
-    with open(Path(out) / "scores.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def scored(out: str | Path = "out") -> set[str]:
-    """Names of the photographs in the table, no one twice, each with its map and no map besides."""
-    found = rows(out)
-    assert sorted(row["map"] for row in found) == sorted(f"maps/{path.name}" for path in Path(out, "maps").iterdir())
-    names = [Path(row["file"]).name for row in found]
-    assert len(names) == len(set(names))
-    return set(names)
-
-
 @pytest.mark.parametrize("kind", ["whole", "tiles"])
-def test_what_can_be_scored_is_and_all_else_is_named(work, new, kind, capsys):
-    whole = scored_whole(work, new, kind)
+def test_what_can_be_scored_is_and_all_else_is_named(photographs, new, kind, capsys):
+    whole = scored_whole(photographs, new, kind)
     for i in (3, 11, 25):
         (new / f"{i:03d}.png").write_bytes((new / f"{i:03d}.png").read_bytes()[:-60])
     (new / "notes.txt").write_text("no image")
     os.mkfifo(new / "pipe.png")
     (new / "gone.png").symlink_to("nowhere.png")
-    (new / "linked").symlink_to(work / "good")
+    (new / "linked").symlink_to(photographs / "good")
     capsys.readouterr()
-    assert main(["score", str(work / kind), str(new), "--out", "out"]) == 1
+    assert main(["score", str(photographs / kind), str(new), "--out", "out"]) == 1
     said = capsys.readouterr().err
     bad = ("003.png", "011.png", "025.png", "notes.txt", "pipe.png", "gone.png", "linked")
     assert all(f"not scored: {new / name}: " in said for name in bad)
@@ -94,15 +58,15 @@ def test_what_can_be_scored_is_and_all_else_is_named(work, new, kind, capsys):
     assert Path("out/report.html").read_text(encoding="utf-8").count("<li class") == N - 3
 
 
-def scored_whole(work: Path, new: Path, kind: str) -> dict[str, float]:
-    assert main(["score", str(work / kind), str(new), "--out", "whole"]) == 0
+def scored_whole(photographs: Path, new: Path, kind: str) -> dict[str, float]:
+    assert main(["score", str(photographs / kind), str(new), "--out", "whole"]) == 0
     return {row["file"]: float(row["score"]) for row in rows("whole")}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("kind", ["whole", "tiles"])
-def test_stopped_in_the_middle_the_same_command_goes_on(work, new, kind, stop, capsys):
-    arguments = ["score", str(work / kind), str(new), "--out", "out"]
+def test_stopped_in_the_middle_the_same_command_goes_on(photographs, new, kind, stop, capsys):
+    arguments = ["score", str(photographs / kind), str(new), "--out", "out"]
     process = subprocess.run(
         [sys.executable, "-c", STOP_AFTER, "10", str(int(stop)), *arguments], capture_output=True, text=True
     )
@@ -117,13 +81,13 @@ def test_stopped_in_the_middle_the_same_command_goes_on(work, new, kind, stop, c
     assert f"{len(done)} of {N} images are scored already" in capsys.readouterr().out
     assert {row["file"]: Path("out", row["map"]).stat().st_mtime_ns for row in rows() if row["file"] in drawn} == drawn
     assert {row["file"]: float(row["score"]) for row in rows()} == pytest.approx(
-        scored_whole(work, new, kind), rel=1e-4
+        scored_whole(photographs, new, kind), rel=1e-4
     )
     assert scored() == {path.name for path in new.iterdir()}
     assert not Path("out", "maps", ".writing").exists()
 
 
-def test_a_full_disk_loses_maps_before_scores(work, new, capsys, monkeypatch):
+def test_a_full_disk_loses_maps_before_scores(photographs, new, capsys, monkeypatch):
     def full(out: Path, number: int, *others: object) -> str:
         if number > 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
@@ -132,17 +96,17 @@ def test_a_full_disk_loses_maps_before_scores(work, new, capsys, monkeypatch):
     write = scoring.write_map
     with monkeypatch.context() as patched:
         patched.setattr(scoring, "write_map", full)
-        assert main(["score", str(work / "whole"), str(new), "--out", "out"]) == 1
+        assert main(["score", str(photographs / "whole"), str(new), "--out", "out"]) == 1
     assert "run the same command again, what was saved is kept" in capsys.readouterr().err
     assert len(rows()) == 16, "scores that were known are lost"
     assert [bool(row["map"]) for row in rows()] == [True] * 5 + [False] * 11
-    assert main(["score", str(work / "whole"), str(new), "--out", "out"]) == 0
+    assert main(["score", str(photographs / "whole"), str(new), "--out", "out"]) == 0
     assert f"5 of {N} images are scored already" in capsys.readouterr().out
     assert len(scored()) == N
 
 
-def test_the_folder_holds_what_was_asked_for_last(work, new):
-    command = ["score", str(work / "whole"), "--out", "out"]
+def test_the_folder_holds_what_was_asked_for_last(photographs, new):
+    command = ["score", str(photographs / "whole"), "--out", "out"]
     assert main([*command, *(str(new / f"{i:03d}.png") for i in range(10)), "--maps", "npy"]) == 0
     first = {row["file"]: row["score"] for row in rows()}
     assert len(list(Path("out/maps").iterdir())) == 20
@@ -157,37 +121,37 @@ def test_the_folder_holds_what_was_asked_for_last(work, new):
     assert now[str(new / "009.png")] == first[str(new / "009.png")]
 
 
-def test_each_photograph_counts_once(work, new, capsys):
-    twice = [new, new / "000.png", new / "." / "001.png", work / "new" / ".." / "new" / "002.png"]
+def test_each_photograph_counts_once(photographs, new, capsys):
+    twice = [new, new / "000.png", new / "." / "001.png", photographs / "new" / ".." / "new" / "002.png"]
     Path("linked").symlink_to(new)
-    assert main(["score", str(work / "whole"), *map(str, twice[:3]), "linked/005.png", "--out", "out"]) == 0
+    assert main(["score", str(photographs / "whole"), *map(str, twice[:3]), "linked/005.png", "--out", "out"]) == 0
     assert f"of {N} images look anomalous" in capsys.readouterr().out
     assert len(scored()) == N
 
 
-def test_what_a_network_drive_leaves_is_no_photograph(work, new):
+def test_what_a_network_drive_leaves_is_no_photograph(photographs, new):
     for name in ("@eaDir/000.png/SYNOPHOTO_THUMB_M.png", "#recycle/x.png", "@Recycle/x.png", "$RECYCLE.BIN/x.png"):
         (new / name).parent.mkdir(parents=True)
         shutil.copy(new / "000.png", new / name)
-    assert main(["score", str(work / "whole"), str(new), "--out", "out"]) == 0
+    assert main(["score", str(photographs / "whole"), str(new), "--out", "out"]) == 0
     assert scored() == {f"{i:03d}.png" for i in range(N)}
 
 
-def test_a_folder_has_one_command_and_one_run(work, new, capsys):
-    assert main(["score", str(work / "whole"), str(new), "--out", "out"]) == 0
-    assert "choose another --out" in fails(capsys, "score", work / "tiles", new, "--out", "out")
+def test_a_folder_has_one_command_and_one_run(photographs, new, capsys):
+    assert main(["score", str(photographs / "whole"), str(new), "--out", "out"]) == 0
+    assert "choose another --out" in fails(capsys, "score", photographs / "tiles", new, "--out", "out")
     with FileLock("out/.lock"):
-        assert "in use by another attnad score" in fails(capsys, "score", work / "whole", new, "--out", "out")
-    assert "would be scored" in fails(capsys, "score", work / "whole", new, "--out", new / "out")
+        assert "in use by another attnad score" in fails(capsys, "score", photographs / "whole", new, "--out", "out")
+    assert "would be scored" in fails(capsys, "score", photographs / "whole", new, "--out", new / "out")
     assert not (new / "out").exists()
     Path("mine").mkdir()
     Path("mine/scores.csv").write_text("my own")
-    assert "scores of another command" in fails(capsys, "score", work / "whole", new, "--out", "mine")
+    assert "scores of another command" in fails(capsys, "score", photographs / "whole", new, "--out", "mine")
     assert Path("mine/scores.csv").read_text() == "my own"
 
 
-def test_a_word_where_all_are_flagged(work, new, capsys):
-    command = ["score", str(work / "whole"), str(new), "--out", "out"]
+def test_a_word_where_all_are_flagged(photographs, new, capsys):
+    command = ["score", str(photographs / "whole"), str(new), "--out", "out"]
     assert main([*command, "--threshold", "0"]) == 0
     assert f"All {N} are flagged. Rather than {N} defects, that is another light, " in capsys.readouterr().out
     least = min(float(row["score"]) for row in rows())
@@ -198,11 +162,11 @@ def test_a_word_where_all_are_flagged(work, new, capsys):
     assert sum(row["anomalous"] == "yes" for row in rows()) == N - 1
 
 
-def test_the_page_shows_the_worst_and_the_table_all(work, new, monkeypatch):
+def test_the_page_shows_the_worst_and_the_table_all(photographs, new, monkeypatch):
     monkeypatch.setattr(scoring, "SHOWN", 6)
     monkeypatch.setattr(scoring, "FLAGGED_SHOWN", 12)
     for threshold, shown in (("1e9", 6), ("0", 12)):
-        assert main(["score", str(work / "whole"), str(new), "--out", "out", "--threshold", threshold]) == 0
+        assert main(["score", str(photographs / "whole"), str(new), "--out", "out", "--threshold", threshold]) == 0
         page = Path("out/report.html").read_text(encoding="utf-8")
         assert page.count("<li class") == shown
         assert f"the worst {shown} of {N}; scores.csv has all" in page
@@ -223,132 +187,15 @@ def test_the_page_shows_the_worst_and_the_table_all(work, new, monkeypatch):
         ("a.png", b"", "is empty (0 bytes)"),
     ],
 )
-def test_what_a_file_of_another_kind_is(work, tmp_path, name, content, said, capsys):
+def test_what_a_file_of_another_kind_is(photographs, tmp_path, name, content, said, capsys):
     (tmp_path / name).write_bytes(content)
-    assert said in fails(capsys, "score", work / "whole", tmp_path / name, "--out", "out")
+    assert said in fails(capsys, "score", photographs / "whole", tmp_path / name, "--out", "out")
     assert not Path("out").exists()
 
 
-def test_raw_files_are_not_their_previews(work, capsys):
+def test_raw_files_are_not_their_previews(photographs, capsys):
     """Many are TIFF with a small preview in front, which Pillow would give without a word."""
     Image.new("RGB", (160, 120)).save("preview.tiff")
     for ending in ("dng", "NEF", "cr2"):
         shutil.copy("preview.tiff", f"a.{ending}")
-        assert "raw file; develop it" in fails(capsys, "score", work / "whole", f"a.{ending}", "--out", "out")
-
-
-# --- a stranger's files ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trap(tmp_path) -> Path:
-    """A folder for PATH whose `gs` writes a log; the test of it below shows that Pillow by itself would call it."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\necho called >> {tmp_path}/log\n")
-    (tmp_path / "bin" / "gs").chmod(0o755)
-    return tmp_path / "bin"
-
-
-def test_the_trap_works(trap, tmp_path):
-    (tmp_path / "x.png").write_bytes(in_iptc(EPS))
-    code = f"from PIL import Image; Image.open({str(tmp_path / 'x.png')!r}).load()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PATH": f"{trap}:/bin"}, capture_output=True)
-    assert (tmp_path / "log").exists()
-
-
-@pytest.mark.parametrize("kind", ["whole", "tiles"])
-def test_a_folder_with_one_of_each_hostile_kind(work, new, kind, trap, tmp_path):
-    names = hostile_files(new)
-    command = [sys.executable, "-m", "attnad", "score", work / kind, new, "--out", "out"]
-    done = subprocess.run(command, env=os.environ | {"PATH": f"{trap}:/bin"}, capture_output=True, timeout=600)
-    said = done.stderr.decode(errors="replace")
-    assert done.returncode == 1, said
-    assert scored() == {f"{i:03d}.png" for i in range(N)}
-    assert f"attnad: {len(names)} of {N + len(names)} images could not be scored" in said
-    assert said.count("not scored: ") == len(names)
-    assert not (tmp_path / "log").exists(), "an image started a program"
-    assert Path("out/report.html").read_text(encoding="utf-8").count("<li class") == N
-
-
-def test_training_on_such_a_folder_names_them_all(work, new, trap, tmp_path):
-    names = [name for name in hostile_files(new) if name != "circle"]
-    (new / "circle").unlink()
-    for name in ("pipe.png", "gone.png", "circle.png", "device.png"):  # what is no file is named first, all of it
-        assert name in fails_of_training(work, new, trap)
-    for name in ("pipe.png", "gone.png", "circle.png", "device.png"):
-        (new / name).unlink()
-    said = fails_of_training(work, new, trap)
-    assert f"{len(names) - 4} of {N + len(names) - 4} files cannot be used" in said
-    assert not (tmp_path / "log").exists()
-
-
-def fails_of_training(work: Path, folder: Path, trap: Path) -> str:
-    command = [sys.executable, "-m", "attnad", "train", folder, *TINY, "--out", "no"]
-    done = subprocess.run(command, env=os.environ | {"PATH": f"{trap}:/bin"}, capture_output=True, timeout=600)
-    assert done.returncode == 2
-    assert not list(Path("no").glob("*.safetensors"))
-    return done.stderr.decode(errors="replace")
-
-
-def test_links_in_a_shared_folder_are_not_followed(work, new, capsys):
-    Path("precious").write_text("mine")
-    Path("elsewhere").mkdir()
-    Path("elsewhere/0001-000.png").write_text("mine")
-    command = ["score", str(work / "whole"), str(new), "--out", "out"]
-    for name in (".scores.csv.writing", "report.html", "scores.csv", "score.json", ".lock"):
-        shutil.rmtree("out", ignore_errors=True)
-        Path("out").mkdir()
-        Path("out", name).symlink_to(Path("precious").resolve())
-        main(command)
-        assert Path("precious").read_text() == "mine", name
-    shutil.rmtree("out")
-    Path("out").mkdir()
-    Path("out/maps").symlink_to(Path("elsewhere").resolve())
-    assert "is a link" in fails(capsys, *command)
-    assert [path.read_text() for path in Path("elsewhere").iterdir()] == ["mine"]
-
-
-def test_a_map_that_the_table_names_is_read_as_a_map_alone(work, new, trap, tmp_path):
-    command = [sys.executable, "-m", "attnad", "score", work / "whole", new, "--out", "out"]
-    environment = os.environ | {"PATH": f"{trap}:/bin"}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
-    maps = [Path("out", row["map"]) for row in rows()[:4]]
-    maps[0].write_bytes(EPS)
-    maps[1].write_bytes(in_iptc(EPS))
-    Image.new("L", (2000, 2000)).save(maps[2])
-    maps[3].unlink()
-    os.mkfifo(maps[3])
-    text = Path("out/scores.csv").read_text().replace(rows()[4]["map"], "../new/000.png")
-    Path("out/scores.csv").write_text(text)
-    time.sleep(0.01)  # so that all of them are younger than the photographs
-    for path in maps:
-        os.utime(path)
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode == 0
-    page = Path("out/report.html").read_text(encoding="utf-8")
-    assert page.count("<li class") == N - 4
-    assert "4 whose files are no longer there are left out" in page
-    assert not (tmp_path / "log").exists()
-
-
-def test_no_two_names_are_one_line(tmp_path):
-    names = [
-        "\\udcff",
-        os.fsdecode(b"\xff"),
-        "\\\\udcff",
-        os.fsdecode(b"\\\xff"),
-        "a\\b",
-        "a\\\\b",
-        "=x",
-        "./=x",
-        " =x",
-    ]
-    assert len({cell(Path("d", name)) for name in names}) == len(names) - 1  # of a path, ./=x is =x
-    assert cell(Path("d/a\\b")) == "d/a\\b"
-
-
-@pytest.mark.parametrize(
-    "name", ["=1", "+1", "-1", "@x", "\t=1", "\n=1", "\r=1", " =1", "＝1", "＋1", "－1", "＠x", "|x"]
-)
-def test_no_name_begins_a_formula(name):
-    assert cell(Path(name)) == f"./{name}"
-    assert table([(cell(Path("a;=1")), 2)]) == '"a;=1","2"\r\n'
+        assert "raw file; develop it" in fails(capsys, "score", photographs / "whole", f"a.{ending}", "--out", "out")

@@ -105,14 +105,14 @@ class _Following:
             stamp, now = _stamp(path), time.monotonic()
             wait = self.waiting.setdefault(path, _Waiting(now))
             if stamp is None or stamp != wait.stamp:
-                wait.stamp, wait.since, wait.again = stamp, now, now + SETTLED
+                wait.stamp, wait.since, wait.again, wait.told = stamp, now, now + SETTLED, False
                 _tell(path, wait, "is still being written")
             if now < wait.again:
                 continue
             [[(_, judged)]] = self.run.judge([path])
             if isinstance(judged, DataError):
                 wait.again = now + max(SETTLED, now - wait.since)
-                _tell(path, wait, _reason(judged, path))
+                _tell(path, wait, _reason(judged, path), wait.since)
             elif _stamp(path) == stamp:  # not written to while it was read
                 self._keep(path, judged)
 
@@ -126,10 +126,10 @@ class _Following:
             self.told = True
 
 
-def _tell(path: Path, wait: _Waiting, problem: str) -> None:
-    """Note why a path has to wait; a person is told, once, when that takes long."""
+def _tell(path: Path, wait: _Waiting, problem: str, since: float | None = None) -> None:
+    """Note why a path has to wait; a person is told, once, when that takes long, since then or since it was seen."""
     wait.problem = problem
-    if not wait.told and time.monotonic() - wait.first >= PATIENCE:
+    if not wait.told and time.monotonic() - (wait.first if since is None else since) >= PATIENCE:
         print(f"{path}: {problem}; waiting for it to change", file=sys.stderr, flush=True)
         wait.told = True
 
