@@ -23,7 +23,6 @@ from PIL import Image
 from torch import Tensor
 
 from attnad.checkpoint import write_atomically
-from attnad.errors import SettingError
 from attnad.show.page import CARD, ICONS, PAGE, SCRIPT, STYLE
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
@@ -102,8 +101,6 @@ def write_map(
     With numbers "npy" or "tiff", the map's values at that size lie beside it, float32 in [0, 1], under the same stem.
     """
     (out / "maps").mkdir(parents=True, exist_ok=True)
-    if (out / "maps").is_symlink():
-        raise SettingError(f"{out / 'maps'} is a link, and what lies there would be written over; remove it")
     file = f"maps/{number:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
     write_atomically(out / file, _encoded(heat_map(anomaly_map, _fit(size, MAP_SIDE)), "PNG"))
     if numbers:

@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,13 @@ class ScoreTable:
             self._write()
 
     def add(self, judged: Sequence[tuple[Path, Judged]]) -> None:
-        """Add photographs that were judged, each on the disk when this returns.
+        """Add photographs that were judged, on the disk when this returns.
 
-        Raises OSError where the disk is full. Scores come first: they are written even where their maps are not.
+        Raises OSError where the disk is full. Scores are written even where their maps are not.
         """
         self.begin()
         failed: OSError | None = None
+        lines = []
         for path, (score, anomaly_map, size) in judged:
             file = ""
             if failed is None:
@@ -70,13 +71,14 @@ class ScoreTable:
                     self.last += 1
                 except OSError as error:
                     failed = error
-            line = [str(value) for value in row(path, score, self.threshold, anomaly_map, file)]
-            self.lines[line[0]] = line  # before it is written: Ctrl-C may come in between, and leaves it on the disk
-            try:
-                _append(self.path, table([line]).encode())
-            except OSError:
-                del self.lines[line[0]]
-                raise
+            lines.append([str(value) for value in row(path, score, self.threshold, anomaly_map, file)])
+        before = self.lines
+        self.lines = before | {line[0]: line for line in lines}  # first: Ctrl-C may come when they are on the disk
+        try:
+            _append(self.path, table(lines).encode())
+        except OSError:
+            self.lines = before
+            raise
         if failed:
             raise failed
 
@@ -87,11 +89,10 @@ class ScoreTable:
             line = self.lines.get(cell(path))
             if line and self._is_current(path, line[-1]):
                 kept[line[0]] = line
-        for name in self.lines.keys() - kept.keys():
-            if MAP.fullmatch(file := self.lines[name][-1]):
-                for ending in (".png", ".npy", ".tiff"):
-                    with suppress(OSError):
-                        (self.out / file).with_suffix(ending).unlink()
+        stems = {Path(line[-1]).stem for line in kept.values()}
+        for path in (self.out / "maps").glob("*-*.*"):  # those of a batch that was stopped have no line at all
+            if MAP.fullmatch(f"maps/{path.stem}.png") and path.stem not in stems:
+                path.unlink()
         if kept != self.lines:
             self.lines = kept
             self._write()
@@ -135,6 +136,8 @@ def opened(
     except Timeout as error:
         raise SettingError(f"{out} is in use by another attnad score; wait for it or choose another --out") from error
     with lock:
+        if (out / "maps").is_symlink():
+            raise SettingError(f"{out / 'maps'} is a link, and what lies there would be written over; remove it")
         path = out / claim
         if other := next((name for name in ("follow.json", "score.json") if (out / name).exists()), None):
             if other != claim:
