@@ -20,7 +20,7 @@ from attnad.study.beside import HEADER, OURS, THEIRS, fit_theirs, main
 anomalib = pytest.mark.skipif(
     util.find_spec("anomalib") is None, reason="anomalib is not installed; make beside installs it and runs this"
 )
-SIZE = 80  # anomalib's noise for SuperSimpleNet fails on images of 64 pixels
+SIZE = 96  # anomalib's noise for SuperSimpleNet fails on images of 64 pixels
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_weights_that_cannot_be_fetched_are_refused_with_the_remedy(tmp_path):
     command += ["--encoder", "wide-resnet50-imagenet", "--out", str(tmp_path / "run")]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert "the weights of wide-resnet50-imagenet cannot be fetched" in last
     assert "timm.create_model('wide_resnet50_2.tv_in1k', pretrained=True)" in last

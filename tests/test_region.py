@@ -132,7 +132,7 @@ def test_masks_that_cannot_be_used(photos, capsys):
     Path("text.png").write_text("no mask")
     for name, said in (
         ("black.png", "marks nothing; paint white"), ("white.jpg", "save the mask as PNG"),
-        ("text.png", "no image that Pillow can read"), ("missing.png", "check the path"),
+        ("text.png", "no image that is read"), ("missing.png", "check the path"),
     ):  # fmt: skip
         assert said in fails(capsys, "train", photos, *TINY, "--region", name, "--out", "no")
 

@@ -185,18 +185,21 @@ def near_copies(images: Tensor) -> Tensor:
     and by no more than `FAR` of what two images differ by as a rule: a photograph saved again as JPEG, or the next
     frame of a film of something at rest. Copies of copies are copies. s is a multiple of 32.
     """
-    from scipy.sparse.csgraph import connected_components  # here: their imports are slow
-    from sklearn.neighbors import NearestNeighbors
+    from scipy.sparse import coo_array  # here: their imports are slow
+    from scipy.sparse.csgraph import connected_components
 
-    if len(images) < 2:
-        return torch.zeros(len(images), dtype=torch.int64)
+    n = len(images)
+    if n < 2:
+        return torch.zeros(n, dtype=torch.int64)
     small = torch.cat([adaptive_avg_pool2d(part.float(), 32).flatten(1) for part in images.split(64)])
-    apart = (small - small.roll(len(small) // 2, 0)).square().mean(1).sqrt().median().item()
+    usual = (small - small.roll(n // 2, 0)).square().mean(1).sqrt().median().item()
     # A little above 0, so that exact copies are found among images that are all alike.
-    reach = max(1e-3, min(NEAR, FAR * apart)) * small.shape[1] ** 0.5
-    neighbours = NearestNeighbors(radius=reach, algorithm="brute").fit(small.numpy())
-    _, groups = connected_components(neighbours.radius_neighbors_graph(), directed=False)
-    return torch.from_numpy(groups).long()
+    reach = max(1e-3, min(NEAR, FAR * usual)) * small.shape[1] ** 0.5
+    small = small.double() - small.mean(0)  # their products lose digits otherwise
+    rows = [(torch.cdist(part, small) <= reach).nonzero() for part in small.split(512)]
+    near = torch.cat([each + torch.tensor([512 * i, 0]) for i, each in enumerate(rows)])
+    graph = coo_array((np.ones(len(near), dtype=bool), tuple(near.T.numpy())), shape=(n, n))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
 
 def split_normal(
