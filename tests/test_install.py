@@ -54,6 +54,35 @@ def test_dependencies_stand_once():
     assert set(extras) <= set(p["optional-dependencies"])
 
 
+# The first version without a hole that was published, of what the lists let in before.
+MENDED = {
+    "filelock": "3.20.3",  # CVE-2025-68146, CVE-2026-22701: what a link in the lock's place names is emptied
+    "pillow": "11.3",  # CVE-2025-48379
+    "jupyterlab": "4.5.7",  # CVE-2026-40171, CVE-2026-42266, CVE-2026-42557: a notebook takes the token
+    "notebook": "7.5.6",  # CVE-2026-40171
+    "onnx": "1.22",  # CVE-2026-27489, CVE-2026-34445 to -34447: a model reads files outside its folder
+    "playwright": "1.56",  # CVE-2025-59288
+    "pypdf": "7",  # CVE-2026-134367
+    "pytest": "9.0.3",  # CVE-2025-71176
+    "ray": "2.56",  # CVE-2025-62593, CVE-2026-57516; tokens are there from 2.52 on
+    "scikit-learn": "1.5",  # CVE-2024-5206
+    "torch": "2.10",  # CVE-2025-32434, CVE-2026-24747: weights_only runs code
+    "tqdm": "4.66.3",  # CVE-2024-34062
+}
+
+
+def test_no_version_with_a_known_hole_is_let_in():
+    p = project()
+    groups = [p["dependencies"], *p["optional-dependencies"].values()]
+    least = {name(each): each.partition(">=")[2].partition(",")[0] for group in groups for each in group}
+    for package, mended in MENDED.items():
+        assert numbers(least[package]) >= numbers(mended), f"{package}: {mended} is the first without the hole"
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
 def test_each_command_installs_what_it_needs():
     assert installed("book") == installed("notebook") == [{"book"}]
     for target in ("test", "pdf", "lint", "chapters", "machines"):
