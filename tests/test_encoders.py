@@ -109,9 +109,9 @@ def test_imagenet_weights_of_resnet18_are_taken_from_torch_hubs_folder(tmp_path,
     theirs = randomize(resnet18())
     torch.save(theirs.state_dict(), path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"cannot be read \(its SHA-256 is not that in its name\)"):
+    with pytest.raises(WeightsError, match=r"cannot be read \(its SHA-256 is not that of the known file\)"):
         build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
-    monkeypatch.setattr("attnad.models._is_as_named", lambda path: True)
+    monkeypatch.setattr("attnad.models.is_known", lambda path, sha256: True)
     encoder = build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[name])
@@ -156,8 +156,8 @@ def test_a_damaged_file_of_weights_is_named(content, tmp_path, monkeypatch):
     else:
         path.write_bytes(content)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for as_named in (False, True):  # PyTorch's restricted reader is the second fence
-        monkeypatch.setattr("attnad.models._is_as_named", lambda path, as_named=as_named: as_named)
+    for known in (False, True):  # PyTorch's restricted reader is the second fence
+        monkeypatch.setattr("attnad.models.is_known", lambda path, sha256, known=known: known)
         with pytest.raises(WeightsError, match="cannot be read") as raised:
             build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
         assert str(path) in str(raised.value)

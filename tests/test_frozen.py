@@ -17,6 +17,7 @@ from torchvision.models import wide_resnet50_2
 
 from attnad.data import load_test
 from attnad.detectors import recipe
+from attnad.errors import WeightsError
 from attnad.frozen import TimmLevels, frozen_network
 from attnad.metrics import auroc
 from attnad.places import PlaceFeatures
@@ -39,7 +40,8 @@ def fill_cache(cache: Path, name: str, weights: dict[str, torch.Tensor]) -> None
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch) -> Path:
-    """An empty cache, and no connection."""
+    """An empty cache, no connection, and weights that are taken for the known ones, whatever they are."""
+    monkeypatch.setattr("attnad.frozen.is_known", lambda path, sha256: True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
@@ -83,6 +85,20 @@ def test_dinov2_sees_sixteen_pixels_a_place(offline):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert divmod(change.argmax().item(), 6) == (2, 4), "the place that was touched"
+
+
+@pytest.mark.parametrize(
+    ("name", "full_name"),
+    [("wide-resnet50-imagenet", "wide_resnet50_2.tv_in1k"), ("dinov2-small", "vit_small_patch14_dinov2.lvd142m")],
+)
+def test_other_weights_under_the_same_name_are_refused_before_they_are_read(name, full_name, offline, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(offline))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("they were read"))
+    fill_cache(offline, full_name, {"conv1.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"model\.safetensors is not the known file of weights; remove it"):
+        frozen_network(name)
 
 
 @pytest.mark.parametrize("name", ["wide-resnet50-imagenet", "dinov2-small"])
