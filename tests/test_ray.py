@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,11 +14,12 @@ import pytest
 import torch
 from waiting import until
 
-from attnad.errors import TrainingError, remedy
-from attnad.study.engines import reproduce, run_locally
+from attnad.errors import SettingError, TrainingError, remedy
+from attnad.study.engines import reproduce, run_locally, run_on_ray
 from attnad.study.results import read_results, rows
 from attnad.study.tables import TABLES, jobs
 
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read as Ray is imported: nothing here listens to others
 pytest.importorskip("ray", reason=f"the engine needs Ray: {remedy('ray')}")
 
 TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
@@ -39,6 +43,50 @@ def cluster():
         yield cluster
         ray.shutdown()
         cluster.shutdown()
+
+
+OPEN = """
+import json, os
+from types import SimpleNamespace
+from attnad.study import engines
+
+def measure(config, **_):
+    import psutil
+    top = psutil.Process(config)
+    processes = [top, *top.children(recursive=True)]
+    sockets = [(each.name(), socket) for each in processes for socket in each.net_connections("inet")]
+    return [(name, socket.laddr.ip) for name, socket in sockets if socket.status == psutil.CONN_LISTEN]
+
+engines.measure = measure
+[(_, found)] = engines.run_on_ray([SimpleNamespace(config=os.getpid())])
+if isinstance(found, Exception):
+    raise found
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="psutil needs rights there")
+def test_a_cluster_of_our_own_listens_on_loopback_only(tmp_path):
+    pytest.importorskip("psutil")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", OPEN], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"gcs_server", "raylet"} <= {name for name, _ in found}, "the processes that listen were not seen"
+    assert {address for _, address in found} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert not (tmp_path / ".ray").exists(), "a token that others on this machine could read"
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "ray://head:10001", "auto", "[2001:db8::1]:6379"])
+@pytest.mark.parametrize("settings", [{}, {"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "token"}], ids=str)
+def test_a_cluster_that_others_reach_needs_a_token(address, settings, tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"RAY_ADDRESS": address, "HOME": str(tmp_path)} | settings).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingError, match=r"could run code .* RAY_AUTH_MODE=token and the same token"):
+        list(run_on_ray([]))
 
 
 def busy_workers() -> list[int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +117,27 @@ def run_locally(planned: Sequence[Job], **arguments: Any) -> Iterator[tuple[Job,
 def run_on_ray(
     planned: Sequence[Job], *, jobs_per_gpu: int = 1, **arguments: Any
 ) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
-    """Run jobs all at once on a Ray cluster: the one that RAY_ADDRESS or `ray start` names, else this machine alone.
+    """Run jobs all at once on a Ray cluster: the one that RAY_ADDRESS names, else this machine alone, on loopback.
 
     Each takes one CPU and, where the cluster has GPUs, a share of one. A job whose worker dies is run again, up to
     three times, and goes on from its last saved state where the machines share the folder of runs. Only this process
-    writes results. Raises PackageError where Ray is not installed.
+    writes results. Raises PackageError where Ray is not installed, SettingError where the cluster is open to others.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    with _ray_settings(address):
+        try:
+            import ray
+        except ImportError as error:
+            raise PackageError(f"--engine ray needs other packages: {remedy('ray')}") from error
+        ours = not ray.is_initialized()
+        if ours:
+            ray.init(address, log_to_driver=False)
     try:
-        import ray
-    except ImportError as error:
-        raise PackageError(f"--engine ray needs other packages: {remedy('ray')}") from error
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(log_to_driver=False)
-    try:
+        if ours and address == "local" and not _is_loopback(there := ray.util.get_node_ip_address()):
+            raise SettingError(
+                f"Ray would listen at {there}, for all who reach it: it was imported before attnad began a cluster. "
+                "Start Python again, or set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before it is imported"
+            )
         gpus = 1 / jobs_per_gpu if ray.cluster_resources().get("GPU") else 0
         remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(measure)
         waiting = {remote.remote(job.config, **arguments, progress=False): job for job in planned}
@@ -143,6 +151,50 @@ def run_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+_TOKEN = secrets.token_hex(32)  # of this process's clusters: Ray keeps the first that it reads
+
+
+@contextmanager
+def _ray_settings(address: str) -> Iterator[None]:
+    """Variables that Ray and its workers read as they start; raises SettingError where a cluster has no token.
+
+    Whoever reaches a port of Ray runs code there. A cluster of our own listens on loopback only (the variable is Ray's
+    for systems that have no other kind) and takes a token that nobody else on the machine can read.
+    """
+    mode, own = os.environ.get("RAY_AUTH_MODE", ""), address == "local"
+    host = address.rpartition("://")[2].rpartition(":")[0] or address
+    if not own and not _is_loopback(host) and not (mode == "token" and _has_ray_token()):
+        raise SettingError(
+            f"RAY_ADDRESS={address}: whoever reaches that cluster could run code on its machines and on this one. "
+            "Start Ray on each machine with RAY_AUTH_MODE=token and the same token (ray get-auth-token --generate), and "
+            "set RAY_AUTH_MODE=token here too"
+        )
+    values = {"RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")}  # it tells its makers else
+    if own:
+        values |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+        values |= {"RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or _TOKEN}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def _has_ray_token() -> bool:
+    """Whether Ray finds a token where it looks for one."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return given or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def reproduce(
