@@ -74,6 +74,17 @@ def test_page(name: str, desk: BrowserContext, address: str):
     page.close()
 
 
+def test_the_policy_stands_before_what_it_is_to_hold_for(address: str):
+    """A browser applies a policy from where it stands: a script before it is free of it."""
+    pages = [path for path in HTML.rglob("*.html") if "_static" not in path.parts and path != HTML / "index.html"]
+    assert len(pages) > len(PAGES), "the search page has a policy too; the first only leads on"
+    for path in pages:
+        before, policy, _ = path.read_text(encoding="utf-8").partition('<meta http-equiv="Content-Security-Policy"')
+        assert policy, f"{path.name} has no policy"
+        tags = re.findall(r"<([a-z]+)", before.partition("<head>")[2])
+        assert set(tags) <= {"meta"}, f"{path.name}: {set(tags) - {'meta'}} before the policy"
+
+
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
 def test_pictures_have_numbers_to_link_to(name: str):
     """Fig. 4.1, 4.2, ... in the order of the chapter's pictures; each number leads to itself."""
