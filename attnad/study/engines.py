@@ -168,8 +168,8 @@ def _ray_settings(address: str) -> Iterator[None]:
     if not own and not _is_loopback(host) and not (mode == "token" and _has_ray_token()):
         raise SettingError(
             f"RAY_ADDRESS={address}: whoever reaches that cluster could run code on its machines and on this one. "
-            "Start Ray on each machine with RAY_AUTH_MODE=token and the same token (ray get-auth-token --generate), and "
-            "set RAY_AUTH_MODE=token here too"
+            "Start Ray on each machine with RAY_AUTH_MODE=token and the same token (ray get-auth-token --generate), "
+            "and set RAY_AUTH_MODE=token here too"
         )
     values = {"RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")}  # it tells its makers else
     if own:
