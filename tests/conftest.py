@@ -17,7 +17,7 @@ BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 # Fixtures of several files; runs are trained once for all.
 pytest_plugins = ["faults", "photographs", "pictures", "studies"]
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other host
 ]  # fmt: skip
 
@@ -26,12 +26,16 @@ FLAGS = [
 def browser():
     """A real browser."""
     from browsing import needed
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     needed(f"no browser found; install one of {', '.join(BROWSERS)}", program is not None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=1000 * PATIENCE)
+        options = {"executable_path": program, "args": FLAGS, "timeout": 1000 * PATIENCE}
+        try:
+            browser = playwright.chromium.launch(chromium_sandbox=True, **options)
+        except Error:  # there can be none, as for root
+            browser = playwright.chromium.launch(chromium_sandbox=False, **options)
         yield browser
         browser.close()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from browsing import HTML, PAGES, ROOT
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Error
 from pypdf import PdfReader
 
 PDF = ROOT / "book/_build/attnad.pdf"
@@ -56,3 +58,14 @@ def test_links_stay_inside_or_lead_out(book: PdfReader):
     assert inside > 100
     assert not [address for address in outside if "127.0.0.1" in address], "links to the server that printed it"
     assert any(address.startswith("https://") for address in outside)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_browser_leaves_its_sandbox_only_where_there_is_none(there: bool):
+    chromium = Mock()
+    chromium.launch.side_effect = ["browser"] if there else [Error("no usable sandbox"), "browser"]
+    launched = runpy.run_path(str(ROOT / "book/web/pdf.py"))["launched"]
+    assert launched(chromium, "chromium") == "browser"
+    tried = [each.kwargs["chromium_sandbox"] for each in chromium.launch.call_args_list]
+    assert tried == ([True] if there else [True, False])
+    assert "--no-sandbox" not in str(chromium.launch.call_args_list)

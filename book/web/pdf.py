@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urldefrag
 
 import yaml
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, BrowserType, Error, sync_playwright
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, NameObject
 
@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 HTML, OUT = ROOT / "book/_build/html", ROOT / "book/_build/attnad.pdf"
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 LARGE = 100_000  # bytes of a picture that is written as JPEG, lest the file grow too large to be sent
-FLAGS = ["--no-sandbox", "--disable-gpu"]
 READY = """async () => {
   document.querySelectorAll("img").forEach((image) => image.loading = "eager");
   if (window.MathJax?.startup) await MathJax.startup.promise;
@@ -46,6 +45,15 @@ def pages() -> list[str]:
     return [f"{name}.html" for name in (toc["root"], *chapters)]
 
 
+def launched(chromium: BrowserType, program: str) -> Browser:
+    """A browser in its sandbox; without it only where there can be none, as for root and in many containers."""
+    options = {"executable_path": program, "args": ["--disable-gpu"]}
+    try:
+        return chromium.launch(chromium_sandbox=True, **options)
+    except Error:
+        return chromium.launch(chromium_sandbox=False, **options)
+
+
 def printed(names: list[str], address: str) -> list[tuple[str, bytes]]:
     """Title and PDF of each page."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -53,7 +61,7 @@ def printed(names: list[str], address: str) -> list[tuple[str, bytes]]:
         sys.exit(f"No browser to print with: install one of {', '.join(BROWSERS)}, then run make pdf again.")
     found = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = launched(playwright.chromium, program)
         page = browser.new_page(color_scheme="light")
         page.set_default_timeout(600_000)  # a busy machine may take its time
         page.route("**/embed-amd.js", lambda route: route.abort())  # their pictures stand instead
