@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from attnad.arguments import parse_arguments
-from attnad.errors import AttnadError, SomeFailed
+from attnad.errors import AttnadError, SomeFailed, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"attnad: stopped; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
     except OSError as error:  # a full disk, a folder that is read-only, a file that vanished
-        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        what = shown(f"{error.filename}: {error.strerror}" if error.filename else error)
         print(f"attnad: {what}; mend that and run the same command again, what was saved is kept", file=sys.stderr)
         return 1
     except AttnadError as error:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise  # a mistake of the program
-        reason = (str(error).splitlines() or ["no more"])[0]
+        reason = shown((str(error).splitlines() or ["no more"])[0])
         print(f"attnad: out of memory ({reason}); try a smaller --size or batch", file=sys.stderr)
         return 2
     return 0

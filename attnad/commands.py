@@ -19,7 +19,7 @@ from attnad.checkpoint import write_atomically
 from attnad.data import has_test, load_test, load_train
 from attnad.data.tiles import Tiles
 from attnad.detectors import recipe
-from attnad.errors import SettingError
+from attnad.errors import SettingError, shown
 from attnad.metrics import METRICS, expected_false_alarms
 from attnad.run import Run, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
@@ -99,7 +99,7 @@ def _figure(value: Any) -> str:
 
 def _table(run: Run, result: dict[str, Any]) -> str:
     lines = [
-        f"{result['data']}: {result['n']} images, {result['n_pixel_images']} with known masks; "
+        f"{shown(result['data'])}: {result['n']} images, {result['n_pixel_images']} with known masks; "
         f"encoder {result['encoder']}, {run.config.size} px, seed {run.config.seed}",
         "",
     ]
@@ -108,9 +108,8 @@ def _table(run: Run, result: dict[str, Any]) -> str:
     lines += [f"  {name:<18} {_figure(value)}" for name, value in result["image_auroc_by_score"].items()]
     lines += ["", f"{'by kind':<20} {'n':>5}  image  pixel AUROC"]
     for kind, figures in result["by_kind"].items():
-        lines.append(
-            f"  {kind:<18} {figures['n']:>5}  {_figure(figures['image_auroc'])}  {_figure(figures['pixel_auroc'])}"
-        )
+        image, pixel = _figure(figures["image_auroc"]), _figure(figures["pixel_auroc"])
+        lines.append(f"  {shown(kind):<18} {figures['n']:>5}  {image}  {pixel}")
     return "\n".join(lines)
 
 

@@ -12,13 +12,31 @@ PACKAGES = {
 }
 
 
+def shown(text: object) -> str:
+    """A name, or another text that a stranger may have written, in one line of printable characters.
+
+    Line ends, escape sequences, signs that turn the direction of writing and bytes that are no text are spelled out,
+    as \\n: on a terminal a name could else forge lines, or paint over them.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def remedy(extra: str) -> str:
     """The command that installs an extra's packages, for whoever reads the message, in a clone or not."""
     return f"pip install {' '.join(PACKAGES[extra])}"
 
 
 class AttnadError(Exception):
-    """Something that a person can mend; the command line prints its message alone."""
+    """Something that a person can mend; the command line prints its message alone.
+
+    Each argument is a line of it, as `shown` gives it: whatever name stands in a message, it is in one line.
+    """
+
+    def __init__(self, *lines: object):
+        super().__init__(*map(shown, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class DataError(AttnadError, ValueError):

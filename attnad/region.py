@@ -22,7 +22,7 @@ from torch import Tensor
 from attnad.checkpoint import write_atomically
 from attnad.data import load_images
 from attnad.data.images import read_mask
-from attnad.errors import CheckpointError, DataError, TrainingError
+from attnad.errors import CheckpointError, DataError, TrainingError, shown
 from attnad.score import Scores
 
 # Image scores that are made of the map alone: how each is made of its values [n, pixels].
@@ -69,7 +69,7 @@ def read_region(path: Path, size: int) -> Region:
     [original] = load_images([path], size=size).sizes
     values, soft = read_mask([path], original, size)
     if soft:
-        warnings.warn(f"{path}: its border is soft, so half of its largest value is the limit", stacklevel=2)
+        warnings.warn(f"{shown(path)}: its border is soft, so half of its largest value is the limit", stacklevel=2)
     mask = torch.from_numpy(values)
     if not mask.any():
         raise DataError(f"{path}: marks nothing; paint white what is to be judged, and the rest black")

@@ -46,7 +46,7 @@ from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_bat
 from attnad.data.folders import NormalSet, TestSet, files_of, find_folder, photographs_at, relative
 from attnad.data.images import all_of, read_images, to_tensor
 from attnad.data.layouts import LAYOUT, folder_classes, has_test_folders, layout_of, test_folders, train_paths
-from attnad.errors import DataError
+from attnad.errors import DataError, shown
 
 __all__ = [
     "ImageBatch", "NormalSet", "TestSet", "classes", "load_images", "load_test", "load_train", "near_copies",
@@ -81,7 +81,9 @@ def load_train(data: str, *, size: int, normal_class: str | None = None, root: P
         return train_batches(folder, normal, size)
     paths = _train_files(folder, normal)
     if data == "cifar10" and len(paths) != 5_000:
-        warnings.warn(f"{folder}: {len(paths)} training images of class {normal}, CIFAR-10 has 5,000", stacklevel=2)
+        warnings.warn(
+            f"{shown(folder)}: {len(paths)} training images of class {normal}, CIFAR-10 has 5,000", stacklevel=2
+        )
     images, _ = read_images(paths, size)
     return NormalSet(images, relative(paths, folder))
 

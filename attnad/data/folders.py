@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from attnad.errors import DataError
+from attnad.errors import DataError, shown
 
 IGNORED_NAMES = {  # what systems, network drives and picture programs leave among photographs
     "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "#snapshot",
@@ -86,7 +86,7 @@ def entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files directly inside a folder, each sorted, without what is ignored."""
     folders, files, strays = _look(folder)
     if strays:
-        raise DataError("\n".join(f"{path}: {what}; remove it" for path, what in strays.items()))
+        raise DataError(*(f"{path}: {what}; remove it" for path, what in strays.items()))
     return folders, files
 
 
@@ -134,7 +134,7 @@ def walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
         try:
             more, found, odd = _look(inner)
         except DataError as error:  # no permission, or gone since
-            strays[inner] = str(error).removeprefix(f"{inner}: ")
+            strays[inner] = str(error).removeprefix(f"{shown(inner)}: ")
             continue
         folders += more
         files += found

@@ -61,7 +61,8 @@ def all_of(errors: Sequence[DataError], n: int) -> DataError:
     """One error for all that is wrong with some of n files, a line each."""
     if len(errors) == 1:
         return errors[0]
-    return DataError(f"{len(errors)} of {n} files cannot be used:\n" + "\n".join(f"  {error}" for error in errors))
+    lines = (f"  {line}" for error in errors for line in str(error).split("\n"))
+    return DataError(f"{len(errors)} of {n} files cannot be used:", *lines)
 
 
 def read_pixels(path: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 
 from attnad.data.folders import TestSet, entries, files_of, relative
 from attnad.data.images import in_parallel, read_images, read_mask
-from attnad.errors import DataError
+from attnad.errors import DataError, shown
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> 
         found = files_of(inner)
         paths += _split(folder, found)[1] if layout.split and inner.name == normal else found
     if expected and len(paths) != expected:
-        warnings.warn(f"{folder}: {len(paths)} test images instead of {expected:,}", stacklevel=3)
+        warnings.warn(f"{shown(folder)}: {len(paths)} test images instead of {expected:,}", stacklevel=3)
     masked = os.path.isdir(truth)
     mask_paths = _mask_paths(test, truth, paths, normal) if masked else [[] for _ in paths]
 
@@ -205,8 +205,8 @@ def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> 
         soft += blurred
     if soft:
         warnings.warn(
-            f"{soft[0]}: its border is soft, as JPEG or smoothing leaves it, so half of its largest value is the limit "
-            f"between normal and defect; {len(soft)} of {sum(map(len, mask_paths))} masks are like this",
+            f"{shown(soft[0])}: its border is soft, as JPEG or smoothing leaves it, so half of its largest value is "
+            f"the limit between normal and defect; {len(soft)} of {sum(map(len, mask_paths))} masks are like this",
             stacklevel=3,
         )
     kinds = tuple("good" if path.parent.name == normal else path.parent.name for path in paths)

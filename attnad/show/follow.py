@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnad.data.folders import walk
-from attnad.errors import DataError
+from attnad.errors import DataError, shown
 from attnad.run import Judged, Run
 from attnad.show.report import cell, shrunk
 from attnad.show.scoring import ScoreTable, opened, write_report_of
@@ -55,8 +55,8 @@ def follow(
     with opened(out, "follow.json", facts, threshold=threshold, numbers=numbers) as scored:
         scored.begin()
         following = _Following(run, folder, scored)
-        print(f"Following {folder}; {len(scored.lines)} images are scored already. Ctrl-C ends it with the report")
-        sys.stdout.flush()
+        n = len(scored.lines)
+        print(f"Following {shown(folder)}; {n} images are scored already. Ctrl-C ends it with the report", flush=True)
         try:
             while True:
                 following.look()
@@ -65,7 +65,7 @@ def follow(
             print(f"Writing the report of {out}", flush=True)
         for path, wait in following.waiting.items():
             if path != folder and cell(path) not in scored.lines:
-                print(f"{path}: not scored, {wait.problem}", file=sys.stderr)
+                print(f"{shown(path)}: not scored, {wait.problem}", file=sys.stderr)
         if not scored.lines:
             print("No image came, so there is no report")
             return
@@ -97,7 +97,7 @@ class _Following:
         self.files = [path for path in found if path.suffix.lower() not in UNFINISHED]
         there = [path for path in self.files if cell(path) not in self.scored.lines]
         for path in self.waiting.keys() - {*there, *strays}:
-            print(f"{path} went away before it was scored", file=sys.stderr)
+            print(f"{shown(path)} went away before it was scored", file=sys.stderr)
             del self.waiting[path]
         for path, problem in strays.items():
             _tell(path, self.waiting.setdefault(path, _Waiting(time.monotonic())), problem)
@@ -120,7 +120,7 @@ class _Following:
         self.scored.add([(path, judged)])
         del self.waiting[path]
         verdict = "flagged" if judged.score > self.scored.threshold else "passed"
-        print(f"{verdict:<8}{judged.score:>10.4g}  {path}", flush=True)
+        print(f"{verdict:<8}{judged.score:>10.4g}  {shown(path)}", flush=True)
         if not self.told and (word := shrunk([self.run.seen(judged.size)], self.run.config.size)):
             print(word, flush=True)
             self.told = True
@@ -130,7 +130,7 @@ def _tell(path: Path, wait: _Waiting, problem: str, since: float | None = None) 
     """Note why a path has to wait; a person is told, once, when that takes long, since then or since it was seen."""
     wait.problem = problem
     if not wait.told and time.monotonic() - (wait.first if since is None else since) >= PATIENCE:
-        print(f"{path}: {problem}; waiting for it to change", file=sys.stderr, flush=True)
+        print(f"{shown(path)}: {problem}; waiting for it to change", file=sys.stderr, flush=True)
         wait.told = True
 
 
@@ -143,4 +143,4 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _reason(error: DataError, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ").partition("; ")[0]
+    return str(error).removeprefix(f"{shown(path)}: ").partition("; ")[0]

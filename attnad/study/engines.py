@@ -26,7 +26,7 @@ from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
-from attnad.errors import CheckpointError, DataError, PackageError, SettingError, SomeFailed, Stopped, remedy
+from attnad.errors import CheckpointError, DataError, PackageError, SettingError, SomeFailed, Stopped, remedy, shown
 from attnad.machine import machine_facts
 from attnad.run import check_same, evaluate_run, train_run
 from attnad.study import tables
@@ -256,7 +256,7 @@ def reproduce(
     left, failed, stopped, in_vain = list(planned), [], 0, 0
     for i, (job, outcome) in enumerate(ended, 1):
         name = f"{job.table}, {job.name}" if table == "all" else job.name
-        label = f"[{i}/{len(planned)}] {name}, seed {job.config.seed}, {next(iter(job.variant.rows))}"
+        label = shown(f"[{i}/{len(planned)}] {name}, seed {job.config.seed}, {next(iter(job.variant.rows))}")
         if isinstance(outcome, Stopped):
             if seconds and (had := seconds.stopped(job)):
                 in_vain += 1
@@ -292,5 +292,5 @@ def reproduce(
     if found:
         print(found.text())
     if failed:
-        raise SomeFailed(f"{len(failed)} of {len(planned)} runs failed:\n" + "\n".join(failed))
+        raise SomeFailed(f"{len(failed)} of {len(planned)} runs failed:", *"\n".join(failed).split("\n"))
     return found
