@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 # What to install for each extra of pyproject.toml that a message asks for. Never the extra itself: attnad stands on no
 # index, and a stranger who takes its name there would be installed in its place.
 PACKAGES = {
@@ -18,7 +20,10 @@ def shown(text: object) -> str:
     Line ends, escape sequences, signs that turn the direction of writing and bytes that are no text are spelled out,
     as \\n: on a terminal a name could else forge lines, or paint over them.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(
+        c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode()  # Zs: blanks of all widths
+        for c in str(text)
+    )
 
 
 def remedy(extra: str) -> str:

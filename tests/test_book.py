@@ -16,7 +16,7 @@ from project import ROOT, project, texts
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES, *NOTEBOOKS]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *PAGES, *NOTEBOOKS]
 EQUATIONS = {
     1: "adversarial_loss",
     2: "anomaly_adversarial_loss",
