@@ -223,7 +223,7 @@ def test_another_encoder(tiles, tmp_path, capsys, monkeypatch):
     def no_network(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     error = fails(capsys, "train", tiles, *TINY, "--encoder", "resnet18-imagenet")
     assert "--encoder efficientnet-lite0" in error
     assert main(["train", str(tiles), *TINY, "--encoder", "efficientnet-lite0"]) == 0
