@@ -163,6 +163,8 @@ class Figure:
     """Folders of finished runs on one data set, such as those of table 4's three rows."""
     out: Path
     """Picture to write: PNG, or what else the name's ending says (PDF, SVG)."""
+    data: str | None = None
+    """Test images; by default those of the data set that the runs were trained on."""
     names: tuple[str, ...] = ()
     """What to call the runs; by default by their folders."""
     reconstruction: bool = False

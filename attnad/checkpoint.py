@@ -11,23 +11,53 @@ import json
 import os
 import re
 import secrets
+import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.overrides import TorchFunctionMode
 
-from attnad.errors import CheckpointError
+from attnad.errors import CheckpointError, TrainingError, shown
 
 fcntl: Any
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None
+
+# The most bytes that are read of a file, so that none can fill the memory; none that we write comes near.
+JSON_BYTES = 2**24  # run.json has a number for each held-out image: of seven million photographs
+TABLE_BYTES = 2**29  # log.csv and scores.csv: millions of lines
+PICTURE_BYTES = 2**30  # 100 megapixels of four colours with 16 bits, which nothing has compressed
+TENSOR_BYTES = 8 * 10**9  # to fit a model of so many needs about five times as much memory
+HEADER_BYTES = 2**20  # names, types and shapes of some thousand tensors
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Read a plain file of at most so many bytes: a pipe never ends, and /dev/zero fills the memory.
+
+    Raises CheckpointError, naming the file, on anything else, and OSError as `open` does.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise CheckpointError(f"{path} cannot be read: it is a folder, a pipe or a device; put the file itself there")
+    # What becomes a pipe in between keeps nobody waiting.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise CheckpointError(
+                f"{path} cannot be read: it has {size / 1e6:,.0f} MB, and it needs no more than {most / 1e6:,.0f}; "
+                "restore it"
+            )
+        return file.read(size)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -110,14 +140,15 @@ def _json_sum(values: dict[str, Any]) -> str:
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a run; raises CheckpointError, naming the file, where it is missing or damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_file(path, JSON_BYTES).decode())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no table of values")
+        same = values.pop("sha256", None) in (None, _json_sum(values))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; is {path.parent} the folder of a finished run?") from error
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); restore it or train again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no table of values; restore it or train again")
-    if values.pop("sha256", None) not in (None, _json_sum(values)):
+    if not same:
         raise CheckpointError(f"{path} was changed (its SHA-256 is another); restore it or train again")
     return values
 
@@ -137,25 +168,74 @@ def _tensors_sum(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors onto the CPU.
+def load_tensors(path: Path, most: int = TENSOR_BYTES) -> dict[str, Tensor]:
+    """Read named tensors, of at most so many bytes together, onto the CPU.
 
     Raises CheckpointError, naming the file, where it is missing, damaged, or holds a value that is not finite.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, most + HEADER_BYTES)
         tensors = load_safetensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if odd := [name for name in tensors if not name.isprintable()]:
+            raise ValueError(f"it has a tensor {odd[0]!r}")
+        if "__metadata__" in header and header["__metadata__"].get("sha256") != _tensors_sum(tensors):
+            raise ValueError("its SHA-256 is another")
+        not_finite = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; is {path.parent} the folder of a finished run?") from error
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it or train again") from error
-    if "__metadata__" in header and header["__metadata__"].get("sha256") != _tensors_sum(tensors):
-        raise CheckpointError(f"{path} is damaged (its SHA-256 is another); restore it or train again")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds a value that is not finite; restore it or train again")
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # safetensors and PyTorch raise nearly every kind of error on a damaged file
+        raise CheckpointError(f"{path} is damaged ({shown(error)}); restore it or train again") from error
+    if not_finite:
+        raise CheckpointError(f"{path}: {not_finite[0]} holds a value that is not finite; restore it or train again")
     return tensors
+
+
+def outline(build: Callable[[], Module]) -> Module:
+    """Build a module whose tensors have shapes and no memory yet, until `load_modules` gives them values.
+
+    So a configuration from somebody else takes no more memory than the weights that come with it. Buffers that no file
+    keeps are the module's own to make, on the CPU.
+    """
+    with torch.device("meta"), _NothingNormalised():
+        return build()
+
+
+class _NothingNormalised(TorchFunctionMode):
+    """Spectral norm begins with 15 iterations, which take a second where there are no values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is normalize:
+            return args[0] if kwargs["out"] is None else kwargs["out"]
+        return func(*args, **kwargs)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of all values that a file keeps of a module."""
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
+
+
+def check_bytes(module: nn.Module, values: dict[str, Any], *names: str) -> None:
+    """Raise TrainingError where a module would take too much memory, by those of the values that have these names."""
+    if (needed := bytes_of(module)) > TENSOR_BYTES:
+        what = ", ".join(f"{name} {values[name]}" for name in names if name in values)
+        raise TrainingError(
+            f"{what}: what is learned would need {needed / 1e9:.0f} GB, and {TENSOR_BYTES / 1e9:.0f} is the most; "
+            "choose smaller values"
+        )
+
+
+def load_modules(path: Path, **modules: nn.Module) -> None:
+    """Fill modules from a file that is no larger than they are, each by its name in the file.
+
+    Raises CheckpointError as `load_tensors` and `load_module` do.
+    """
+    tensors = load_tensors(path, min(TENSOR_BYTES, sum(map(bytes_of, modules.values()))))
+    for name, module in modules.items():
+        load_module(name, module, tensors, path)
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -164,7 +244,7 @@ def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a module from tensors named `prefix.name`.
+    """Fill a module, which may be an `outline`, from tensors named `prefix.name`.
 
     Raises CheckpointError, naming the file and the tensor, where names, shapes or types do not match: another
     architecture's weights are refused.
@@ -182,7 +262,10 @@ def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path
                 f"{path} is of another model: {prefix}.{name} is {given[name].dtype} {tuple(given[name].shape)}, "
                 f"not {value.dtype} {tuple(value.shape)}; use the config.json that it was trained with"
             )
-    module.load_state_dict(given)
+    if any(value.is_meta for value in wanted.values()):  # cloned: where safetensors has put them, none is aligned
+        module.load_state_dict({name: value.clone() for name, value in given.items()}, assign=True)
+    else:
+        module.load_state_dict(given)
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from attnad.data.tiles import Tiles
 from attnad.detectors import recipe
 from attnad.errors import SettingError, shown
 from attnad.metrics import METRICS, expected_false_alarms
-from attnad.run import Run, evaluate_run, load_run, train_run
+from attnad.run import Run, data_of, evaluate_run, load_run, train_run
 from attnad.show.export import export_run
 from attnad.show.follow import follow
 from attnad.show.plotting import choose, gallery, overlay
@@ -84,7 +84,8 @@ def evaluate(command: Evaluate) -> None:
     """Carry out `attnad evaluate`."""
     run = load_run(command.run, device=command.device)
     config = run.config
-    data, normal_class = command.data or config.data, command.normal_class or config.normal_class
+    data = command.data or data_of(run, command.run, command.data_root)
+    normal_class = command.normal_class or config.normal_class
     test = load_test(data, size=config.size, normal_class=normal_class, root=command.data_root)
     result = {"run": str(command.run), "data": data, "normal_class": normal_class, **evaluate_run(run, test)}
     if command.json is not None:
@@ -199,7 +200,8 @@ def figure(command: Figure) -> None:
     for folder, run in zip(command.runs, runs, strict=True):
         if any(getattr(run.config, name) != getattr(config, name) for name in ("data", "normal_class", "size")):
             raise SettingError(f"{folder}: its data or size differ from those of {command.runs[0]}; draw it by itself")
-    test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=command.data_root)
+    data = command.data or data_of(runs[0], command.runs[0], command.data_root)
+    test = load_test(data, size=config.size, normal_class=config.normal_class, root=command.data_root)
     try:
         drawn = [i for i, known in enumerate(test.has_mask.tolist()) if known or not test.has_mask.any()]
         chosen = [drawn[i] for i in choose([test.kinds[i] for i in drawn], command.columns, seed=command.seed)]

@@ -73,7 +73,7 @@ class TimmLevels(nn.Module):
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
         self.strides: tuple[int, ...] = (16,) * 4 if self.patch else tuple(body.feature_info.reduction())
         for what, numbers in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
-            self.register_buffer(what, torch.tensor(numbers)[:, None, None], persistent=False)
+            self.register_buffer(what, torch.tensor(numbers, device="cpu")[:, None, None], persistent=False)
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Features of the four levels, of `channels` channels and `strides`."""

@@ -42,8 +42,8 @@ class ResNet18(nn.Module):
     def __init__(self, width: int, in_channels: int = 3, *, normalise: bool = True):
         super().__init__()
         self.normalise = normalise  # as ImageNet's images: not for feature maps
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        for what, numbers in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
+            self.register_buffer(what, torch.tensor(numbers, device="cpu")[:, None, None], persistent=False)
         self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _layer(width, width, 1)
@@ -287,7 +287,7 @@ class FeatureLayers(nn.Module):
         else:
             body: Any = encoder.body
             block = body.blocks[0][0]
-            shift, scale = torch.tensor(127 / 255), torch.tensor(128 / 255)
+            shift, scale = (torch.tensor(value / 255, device="cpu") for value in (127, 128))
             layers = [body.conv_stem, body.bn1, block.conv_dw, block.bn1]
             self.out_channels = block.conv_dw.out_channels
         self.register_buffer("shift", shift, persistent=False)

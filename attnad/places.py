@@ -44,7 +44,8 @@ class PlaceFeatures(nn.Module):
         self.least, self.apart = least, apart
         widths = encoder.channels if apart else [sum(encoder.channels[1:])]
         generator = torch.Generator().manual_seed(seed)
-        kept = [torch.randperm(width, generator=generator)[:channels].sort().values for width in widths]
+        drawn = [torch.randperm(width, generator=generator, device="cpu") for width in widths]
+        kept = [order[:channels].sort().values for order in drawn]
         for level, chosen in enumerate(kept):
             self.register_buffer(f"kept{level}", chosen, persistent=False)
         self.widths = [len(chosen) for chosen in kept]

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from attnad.checkpoint import write_atomically
+from attnad.checkpoint import PICTURE_BYTES, read_file, write_atomically
 from attnad.data import load_images
 from attnad.data.images import read_mask
 from attnad.errors import CheckpointError, DataError, TrainingError, shown
@@ -73,7 +73,11 @@ def read_region(path: Path, size: int) -> Region:
     mask = torch.from_numpy(values)
     if not mask.any():
         raise DataError(f"{path}: marks nothing; paint white what is to be judged, and the rest black")
-    return Region(mask, original, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Region(mask, original, _sum(path))
+
+
+def _sum(path: Path) -> str:
+    return hashlib.sha256(read_file(path, PICTURE_BYTES)).hexdigest()
 
 
 def check_region(config: Any) -> None:
@@ -91,13 +95,13 @@ def claim_region(given: Path | None, folder: Path, size: int, *, begun: bool) ->
     path = folder / "region.png"
     region = None if given is None else read_region(given, size)
     if begun:
-        there = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+        there = _sum(path) if path.exists() else None
         if there != (region and region.sha256):
             raise TrainingError(f"{folder} holds a run with another region, or without one; choose another --out")
     elif given is None:
         path.unlink(missing_ok=True)
     else:
-        write_atomically(path, given.read_bytes())
+        write_atomically(path, read_file(given, PICTURE_BYTES))
     return region
 
 

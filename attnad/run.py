@@ -11,9 +11,11 @@ More than 300 lines: a run's life, from the claim on its folder to its evaluatio
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from attnad.checkpoint import load_json, save_json
 from attnad.config import differences, from_dict
-from attnad.data import TestSet, files_sum, load_train, near_copies, normal_files, split_normal
+from attnad.data import TestSet, files_sum, lies_here, load_train, near_copies, normal_files, split_normal
 from attnad.data.images import read_each, read_images, to_tensor
 from attnad.data.tiles import Tiles
 from attnad.detectors import DETECTORS
@@ -264,8 +266,9 @@ def _check_enough(data: str, n: int) -> None:
 def check_same(facts: dict[str, Any], files: Sequence[Path], data: str, folder: Path) -> None:
     """Raise TrainingError where a finished run was trained on other files than those that are there now."""
     if facts.get("files") not in (None, files_sum(files)):  # None: of an earlier version
+        then = facts.get("n_normal", "others")
         raise TrainingError(
-            f"{data} has changed since {folder} was trained: {len(files)} normal images now, {facts['n_normal']} then; "
+            f"{data} has changed since {folder} was trained: {len(files)} normal images now, {then} then; "
             f"choose another --out, or remove {folder} to train again"
         )
 
@@ -328,6 +331,32 @@ def _load_config(path: Path) -> Any:
     return config
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e308 <= value <= 1e308  # NaN is not, and 10**400 would be no float
+
+
+def _is_check(value: Any) -> bool:
+    names = ("n", "found", "image_auroc", "pixel_auroc")
+    return isinstance(value, dict) and all(
+        _is_number(value.get(name)) or (name.endswith("auroc") and value.get(name, 0) is None) for name in names
+    )
+
+
+# What is read of run.json, and whether a value can be that.
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "threshold": _is_number,
+    "threshold_from": lambda v: isinstance(v, str),
+    "n_train": lambda v: type(v) is int,
+    "seconds": lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
+    "device": lambda v: isinstance(v, str),
+    "n_copies": lambda v: type(v) is int,
+    "n_normal": lambda v: type(v) is int,
+    "held_out_scores": lambda v: isinstance(v, list) and all(map(_is_number, v)),
+    "synthetic": _is_check,
+}
+_YOUNGER = ("n_copies", "n_normal", "held_out_scores", "synthetic")  # than some runs
+
+
 def load_run(folder: Path, *, device: str = "auto") -> Run:
     """Load a finished run.
 
@@ -340,19 +369,35 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is not finished; run the same attnad train command again to go on with it")
     facts = load_json(folder / "run.json")
-    kinds: dict[str, Any] = {
-        "threshold": (int, float),
-        "threshold_from": str,
-        "n_train": int,
-        "seconds": dict,
-        "device": str,
-    }
-    for name, kind in kinds.items():
-        if not isinstance(facts.get(name), kind) or (name == "threshold" and not math.isfinite(facts[name])):
+    for name, fits in _FACTS.items():
+        if not (fits(facts[name]) if name in facts else name in _YOUNGER):
             raise CheckpointError(f"{folder / 'run.json'}: {name} is missing or damaged; restore it or train again")
+    try:
+        tiles = from_dict(Tiles, facts["tiles"]) if "tiles" in facts else None
+        if tiles is not None:
+            tiles.check()
+    except ValueError as error:  # of SettingError too
+        raise CheckpointError(f"{folder / 'run.json'}: {error}; restore it or train again") from error
     detector = DETECTORS[config.recipe].load(config, folder, device=pick_device(device))
-    tiles = Tiles(**facts["tiles"]) if "tiles" in facts else None
     return Run(config, detector, facts, load_region(folder, facts, config.size), tiles)
+
+
+def data_of(run: Run, folder: Path, root: Path | None) -> str:
+    """The data set that the config.json of a run's folder names, where that may be read without being asked for.
+
+    It may where it lies here (`attnad.data.lies_here`) or is, by the sums of its files, what the run was trained on.
+    Else the name could be a stranger's, and SettingError says how to ask.
+    """
+    data, on_network = run.config.data, os.path.splitdrive(run.config.data)[0][:2] in ("//", "\\\\")
+    if lies_here(data, root):
+        return data
+    with suppress(DataError):
+        if not on_network and run.facts.get("files") == files_sum(normal_files(data, run.config.normal_class, root)):
+            return data
+    raise SettingError(
+        f"{folder / 'config.json'} names data outside this folder, {data!r}, which are not those that it was trained "
+        "on; if you know them, name them yourself: attnad evaluate RUN DATA, or attnad figure --data DATA"
+    )
 
 
 def evaluate_run(run: Run, test: TestSet) -> dict[str, Any]:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from attnad.checkpoint import (
+    TABLE_BYTES,
     load_module,
     load_optimizer,
     load_tensors,
     module_tensors,
     optimizer_tensors,
+    read_file,
     save_tensors,
     write_atomically,
 )
@@ -55,7 +57,7 @@ def read_log(path: Path) -> list[list[str]]:
     Raises CheckpointError, naming the file, where it is missing or damaged.
     """
     try:
-        _, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        _, *lines = csv.reader(read_file(path, TABLE_BYTES).decode().splitlines())
         for _, epoch, _, loss, seconds in lines:
             int(epoch), float(loss), float(seconds)
     except (OSError, ValueError, csv.Error) as error:

@@ -251,7 +251,7 @@ class MovingAverage(AveragedModel):
     values are the same, and so are the names in a state.
     """
 
-    def __init__(self, module: nn.Module, decay: float, device: torch.device):
+    def __init__(self, module: nn.Module, decay: float, device: torch.device | None = None):
         super().__init__(module, device)
         self.decay = decay
 

@@ -43,7 +43,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from attnad.config import SIZE
 from attnad.data import textures
 from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_batches, train_batches
-from attnad.data.folders import NormalSet, TestSet, files_of, find_folder, photographs_at, relative
+from attnad.data.folders import NormalSet, TestSet, data_root, files_of, find_folder, photographs_at, relative
 from attnad.data.images import all_of, read_images, to_tensor
 from attnad.data.layouts import LAYOUT, folder_classes, has_test_folders, layout_of, test_folders, train_paths
 from attnad.errors import DataError, shown
@@ -102,11 +102,33 @@ def files_sum(files: Sequence[Path]) -> str:
     found = hashlib.sha256()
     for path in files:
         try:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            found.update(os.fsencode(f"{path.parent.name}/{path.name} {content} "))
+            content = hashlib.sha256()
+            with open(path, "rb") as file:
+                while part := file.read(2**20):  # it may be larger than the memory
+                    content.update(part)
+            found.update(os.fsencode(f"{path.parent.name}/{path.name} {content.hexdigest()} "))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); restore it") from error
     return found.hexdigest()
+
+
+def lies_here(data: str, root: Path | None = None) -> bool:
+    """Whether a data set is one of ours or lies below the current folder or `root`, which is what most people mean.
+
+    Nothing outside is looked at, for somebody else may have given the name.
+    """
+    if data in ("textures", "cifar10"):
+        return True
+    try:
+        given, base, here = Path(data).expanduser(), data_root(root).absolute(), Path.cwd()
+    except RuntimeError:  # of a person who is not known here
+        return False
+    if ".." in given.parts:
+        return False
+    found = here / given
+    if (base / given).is_relative_to(base) and (given.is_absolute() or not found.exists()):
+        return True  # what is linked there, its owner has linked
+    return found.is_relative_to(here) and found.resolve().is_relative_to(here.resolve())
 
 
 def _folder(data: str, root: Path | None) -> Path:

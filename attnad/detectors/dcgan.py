@@ -79,7 +79,7 @@ class DCGAN(Rival):
             encoder, decoder(encoder.out_channels, config.width), nn.Conv2d(config.width // 2, 3, 1), nn.Sigmoid()
         )
         self.discriminator = Discriminator(3, config.size, config.width)
-        self.average = MovingAverage(self.discriminator, config.ema, torch.device("cpu"))
+        self.average = MovingAverage(self.discriminator, config.ema)
 
     @classmethod
     def check(cls, config: RivalConfig) -> None:

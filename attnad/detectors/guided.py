@@ -80,6 +80,7 @@ class Guided(Strong):
 
         Raises TrainingError where that run has other values or images, and what training the map raises.
         """
+        cls.check_memory(config)
         device, stage1 = options.device, options.stage1
         levels = GuidedLevels(config, pretrained=True).to(device).to(memory_format=torch.channels_last).eval()
         first = attention_config(config)

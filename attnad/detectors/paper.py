@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnad.checkpoint import load_json, load_module, load_tensors, module_tensors, save_tensors
+from attnad.checkpoint import load_json, load_modules, module_tensors, outline, save_tensors
 from attnad.config import RunConfig, check, differences, from_dict, recipe, short_hash, to_dict
 from attnad.errors import CheckpointError, TrainingError
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
@@ -64,9 +64,8 @@ class Paper:
     def load(cls, config: RunConfig, folder: Path, *, device: torch.device) -> Paper:
         """Load the networks of a finished run; raises CheckpointError on weights of another architecture."""
         network, discriminator = _load_attention(folder, config, device)
-        adgan = ADGAN(network.encoder, config.attention, config.size)
-        path = folder / "adgan.safetensors"
-        load_module("adgan", adgan, load_tensors(path), path)
+        adgan = outline(lambda: ADGAN(network.encoder, config.attention, config.size))
+        load_modules(folder / "adgan.safetensors", adgan=adgan)
         return cls(network, discriminator, adgan.to(device).to(memory_format=torch.channels_last).eval())
 
     def score(self, images: Tensor) -> Scores:
@@ -102,12 +101,9 @@ def _take_over(
 
 
 def _load_attention(folder: Path, config: RunConfig, device: torch.device) -> tuple[AttentionNetwork, Discriminator]:
-    network = AttentionNetwork(config.attention, pretrained=False)
-    discriminator = Discriminator(4, config.size, config.attention.width)
-    path = folder / "attention.safetensors"
-    tensors = load_tensors(path)
-    load_module("network", network, tensors, path)
-    load_module("discriminator", discriminator, tensors, path)
+    network = outline(lambda: AttentionNetwork(config.attention, pretrained=False))
+    discriminator = outline(lambda: Discriminator(4, config.size, config.attention.width))
+    load_modules(folder / "attention.safetensors", network=network, discriminator=discriminator)
     for module in (network, discriminator):
         module.to(device).to(memory_format=torch.channels_last).eval()
     return network, discriminator

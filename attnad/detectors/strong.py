@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
-from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
+from attnad.checkpoint import check_bytes, load_modules, module_tensors, outline, save_tensors
 from attnad.config import SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
 from attnad.frozen import frozen_network
 from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
@@ -126,17 +126,24 @@ class Strong:
     ) -> Strong:
         """Fit the Gaussians to normal images, uint8 [n, 3, s, s], then train a judge a level, into `folder`.
 
-        It takes seconds, so what was stopped begins again.
+        It takes seconds, so what was stopped begins again. Raises TrainingError where it would need too much memory.
         """
+        cls.check_memory(config)
         levels = Levels(config, pretrained=True).to(options.device).to(memory_format=torch.channels_last).eval()
         fit_levels(levels, config, images, folder, progress=options.progress)
         return cls(levels.eval())
 
     @classmethod
+    def check_memory(cls, config: StrongConfig) -> None:
+        """Raise TrainingError where the Gaussians would take too much memory."""
+        levels = outline(lambda: cls.levels_type(config, pretrained=False))
+        check_bytes(levels, vars(config), "encoder", "size", "least", "channels")
+
+    @classmethod
     def load(cls, config: StrongConfig, folder: Path, *, device: torch.device) -> Strong:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
-        levels, path = cls.levels_type(config, pretrained=False), folder / "strong.safetensors"
-        load_module("levels", levels, load_tensors(path), path)
+        levels = outline(lambda: cls.levels_type(config, pretrained=False))
+        load_modules(folder / "strong.safetensors", levels=levels)
         return cls(levels.to(device).to(memory_format=torch.channels_last).eval())
 
     @torch.no_grad()

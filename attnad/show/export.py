@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from attnad.checkpoint import write_atomically
+from attnad.checkpoint import TENSOR_BYTES, read_file, write_atomically
 from attnad.detectors.paper import Paper
 from attnad.detectors.strong import Strong
 from attnad.errors import CheckpointError, PackageError, SettingError, remedy
@@ -33,6 +35,9 @@ from attnad.train import to_float
 
 OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
 STRONG_OUTPUTS = ("attention", "top", "peak")  # of recipes strong and gaussian
+MODEL_BYTES = 2**31  # ONNX's own limit
+# What an attribute of a node can hold beside a graph, which could go round for ever, and a tensor of few values.
+ATTRIBUTES = {"name", "type", "doc_string", "f", "i", "s", "t", "floats", "ints", "strings"}
 IMAGE = "uint8 [1, 3, size, size]: RGB, 0 to 255; the whole photograph resized to the square with antialiasing"
 # Metadata of the file.
 FACTS = ("size", "threshold", "image", "image_score", "data", "normal_class", "recipe", "seed", "commit")
@@ -175,23 +180,72 @@ def load_exported(path: Path) -> ExportedRun:
     """Load a run from an ONNX file, to run on the CPU.
 
     Raises CheckpointError, naming the file, where it is missing, damaged or not one of `export_run`'s, and
-    PackageError where onnxruntime is not installed.
+    PackageError where onnx and onnxruntime are not installed.
     """
     try:
+        import onnx
         import onnxruntime
     except ImportError as error:
         raise PackageError(f"ONNX files need other packages: {remedy('explore')}") from error
     try:
-        content = path.read_bytes()
+        content = read_file(path, MODEL_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it with attnad export") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is raised, not printed
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # the one that was checked
     try:
+        _check_model(onnx.load_model_from_string(content))
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         facts: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
         facts |= {"size": int(facts["size"]), "threshold": float(facts["threshold"])}
+        s, inputs, outputs = facts["size"], session.get_inputs(), session.get_outputs()
+        shapes = {"attention": [1, 1, s, s], "reconstruction": [1, 3, s, s]}
+        wanted = [[(name, shapes.get(name, [1])) for name in names] for names in (OUTPUTS, STRONG_OUTPUTS)]
+        if [(each.name, each.shape) for each in inputs] != [("image", [1, 3, s, s])]:
+            raise ValueError(f"it does not take image [1, 3, {s}, {s}]")
+        if [(each.name, each.shape) for each in outputs] not in wanted or not math.isfinite(facts["threshold"]):
+            raise ValueError("it does not give what attnad export's do")
     except Exception as error:  # onnxruntime's own classes are private
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is no model of attnad export, or damaged ({reason}); export it again") from error
     return ExportedRun(path, facts, hashlib.sha256(content).hexdigest(), session)
+
+
+def _check_model(model: Any) -> None:
+    """Raise ValueError on a graph that does more than ours, which compute values of known sizes from an image.
+
+    Tensors can lie in other files, loops need not end, and a shape that is computed can be larger than any memory.
+    """
+    from onnx import TensorProto, helper, shape_inference
+
+    graph = model.graph
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    if any({field.name for field, _ in attribute.ListFields()} - ATTRIBUTES for attribute in attributes):
+        raise ValueError("it has graphs within its graph")
+    if model.functions or graph.sparse_initializer or any(node.domain not in ("", "ai.onnx") for node in graph.node):
+        raise ValueError("it has functions, sparse tensors or operations that are no plain ONNX")
+    if any(t.data_location != TensorProto.DEFAULT for t in [*graph.initializer, *(each.t for each in attributes)]):
+        raise ValueError("it has values in other files")
+
+    del graph.value_info[:]  # sizes are found, not believed
+    for output in graph.output:
+        output.type.tensor_type.ClearField("shape")
+    found = shape_inference.infer_shapes(model).graph
+    sizes: dict[str, int] = {}
+    for each in (*found.input, *found.value_info, *found.output):
+        dims, kind = each.type.tensor_type.shape.dim, each.type.tensor_type.elem_type
+        if each.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            sizes[each.name] = math.prod(dim.dim_value for dim in dims) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    needed, left = 0, Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        for name in filter(None, node.output):
+            if name not in sizes:
+                raise ValueError(f"the size of {name} cannot be known before it is computed")
+            needed += sizes[name]
+        if needed > TENSOR_BYTES:
+            raise ValueError(f"it would need {needed / 1e9:.0f} GB, and {TENSOR_BYTES / 1e9:.0f} is the most")
+        for name in node.input:
+            left[name] -= 1
+            if not left[name]:
+                needed -= sizes.get(name, 0)

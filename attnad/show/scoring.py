@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from attnad.checkpoint import load_json, save_json, write_atomically
+from attnad.checkpoint import TABLE_BYTES, load_json, read_file, save_json, write_atomically
 from attnad.config import differences
 from attnad.data import load_images
 from attnad.data.folders import photographs_at
@@ -163,7 +163,7 @@ def _lines(path: Path) -> list[list[str]]:
     """
     if not path.exists():
         return []
-    text = path.read_bytes().decode(errors="replace")
+    text = read_file(path, TABLE_BYTES).decode(errors="replace")
     try:
         head, *lines = csv.reader(io.StringIO(text.rstrip("\0"), newline=""))  # zeros: what some disks leave
         torn = not text.endswith("\r\n") or (lines and len(lines[-1]) != len(HEAD))

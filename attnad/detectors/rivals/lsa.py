@@ -53,11 +53,12 @@ class Masked(nn.Linear):
 
     def __init__(self, d: int, before: int, after: int, *, itself: bool):
         super().__init__(d * before, d * after)
-        mask = torch.ones(d, d).tril(0 if itself else -1)
-        self.register_buffer("mask", mask.repeat_interleave(after, 0).repeat_interleave(before, 1), persistent=False)
+        self.shape = d, after, d, before
+        mask = torch.ones(d, d, device="cpu").tril(0 if itself else -1)
+        self.register_buffer("mask", mask[:, None, :, None], persistent=False)  # the same for all channels
 
     def forward(self, z: Tensor) -> Tensor:
-        return linear(z, self.weight * self.mask, self.bias)
+        return linear(z, (self.weight.view(self.shape) * self.mask).view_as(self.weight), self.bias)
 
 
 class Autoregression(nn.Module):

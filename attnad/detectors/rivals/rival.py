@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
+from attnad.checkpoint import check_bytes, load_modules, module_tensors, outline, save_tensors
 from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.score import Scores
 from attnad.state import FitOptions, Log, State
@@ -152,8 +152,10 @@ class Rival(nn.Module):
     ) -> Rival:
         """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
 
-        Raises TrainingError on a loss that is not finite, CheckpointError on a state of other data or another model.
+        Raises TrainingError on a loss that is not finite and on values that need too much memory, CheckpointError on a
+        state of other data or another model.
         """
+        check_bytes(outline(lambda: cls(config)), vars(config), "size", "width", "latent", "bins", "students")
         with seeded(config.seed):
             model = cls(config)
         device = options.device
@@ -193,8 +195,8 @@ class Rival(nn.Module):
     @classmethod
     def load(cls, config: RivalConfig, folder: Path, *, device: torch.device) -> Rival:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
-        model, path = cls(config), folder / f"{config.recipe}.safetensors"
-        load_module("model", model, load_tensors(path), path)
+        model = outline(lambda: cls(config))
+        load_modules(folder / f"{config.recipe}.safetensors", model=model)
         return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def score(self, images: Tensor) -> Scores:
