@@ -16,8 +16,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from attnad.errors import shown
-
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
 RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
@@ -318,7 +316,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     values = {k: v for k, v in values.items() if k not in idle and (k not in gone or v != gone[k])}
     values = {f.name: f.metadata["before"] for f in fields(cls) if "before" in f.metadata} | values
     if wrong := sorted(hints.keys() ^ values.keys()):
-        names = ", ".join(map(shown, wrong))
+        names = ", ".join(name if name.isprintable() else ascii(name) for name in wrong)
         raise ValueError(
             f"{cls.__name__} does not match this version of attnad: {names} unknown or missing; use the version that "
             "wrote it"

@@ -137,6 +137,39 @@ def test_cifar10_wrong_checksum(cifar_batches):
         load_train("cifar10", size=32, normal_class="deer", root=cifar_batches)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        # An array of objects whose addresses are these bytes; one that lies over an array; one of no memory of its own.
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x01tcnumpy\ndtype\n(U\x02O8tR"
+        b"\x89]K\x07atb",
+        b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(U\x01OtRU\x08AAAAAAAAtR",
+        b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(U\x02u1tRtR",
+        b"cnumpy\ndtype\n(U\x01OtR",
+        b"cnumpy\ndtype\n(U\x02u1tR(K\x03U\x01|N(U\x01at}tb0cnumpy\ndtype\n(U\x02f8tR",
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x01tcnumpy\ndtype\n(U\x02u1tR"
+        b"\x89cnumpy.core.multiarray\n_reconstruct\n(tRtb",
+    ],
+    ids=[
+        "objects",
+        "an array over bytes",
+        "an array of nothing",
+        "type of objects",
+        "type of floats",
+        "an array over another",
+    ],
+)
+def test_cifar10_arrays_are_of_bytes_alone(content, cifar_batches, monkeypatch):
+    """Whatever else NumPy can be asked for by a pickle could lie over memory that is none of the file's."""
+    from torchvision.datasets import CIFAR10
+
+    content = b"\x80\x02}(U\x06labels](K\x03eU\x04data" + content + b"u."
+    (cifar_batches / "cifar-10-batches-py/test_batch").write_bytes(content)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", hashlib.md5(content).hexdigest()]])
+    with refused("test_batch", "(an array of .* is not allowed|'NoneType' object is not callable)"):
+        load_test("cifar10", size=32, normal_class="deer", root=cifar_batches)
+
+
 def test_cifar10_pickles_run_nothing(cifar_batches, monkeypatch, tmp_path):
     from torchvision.datasets import CIFAR10
 

@@ -184,7 +184,7 @@ def test_facts_that_make_no_sense_are_refused(name, value, run):
 
 def test_json_of_any_depth_is_refused_by_name_where_its_sum_is_another(tmp_path):
     path = tmp_path / "a.json"
-    for depth in (10, *range(150, 1100, 7), 10**5):
+    for depth in (10, *range(500, 1000), 10**5):  # at some, reading is not too deep and writing is
         for begin, end in (("[", "]"), ('{"a":', "}")):
             path.write_text(f'{{"sha256": "0", "x": {begin * depth}1{end * depth}}}')
             assert refused(lambda: load_json(path), path) is None
@@ -301,7 +301,7 @@ def test_where_data_may_lie_unasked(tmp_path):
 
 def test_what_others_wrote_does_not_move_the_cursor(run, capsys):
     save_json(run / "config.json", load_json(run / "config.json") | {"\x1b[2J": 1})
-    assert "\\x1b[2J unknown or missing" in fails(capsys, "score", run, "x.png", "--out", "out")
+    assert "'\\x1b[2J' unknown or missing" in fails(capsys, "score", run, "x.png", "--out", "out")
 
 
 def test_names_of_files_stay_what_they_are_but_for_control_characters(kept, capsys):
