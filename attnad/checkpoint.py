@@ -50,7 +50,8 @@ def read_file(path: Path, most: int) -> bytes:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise CheckpointError(f"{path} cannot be read: it is a folder, a pipe or a device; put the file itself there")
     # What becomes a pipe in between keeps nobody waiting.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise CheckpointError(
