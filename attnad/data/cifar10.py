@@ -88,10 +88,10 @@ class _Bytes:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, by_columns, content = state
-        if not isinstance(kind, _ByteType) or not isinstance(content, (str, bytes)):
+        content = content.encode("latin1") if isinstance(content, str) else content  # a string of Python 2
+        if not isinstance(kind, _ByteType) or not isinstance(content, bytes):
             raise pickle.UnpicklingError("an array of anything but bytes is not allowed")
-        flat = np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, np.uint8)
-        self.values = flat.reshape(shape, order="F" if by_columns else "C")
+        self.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
 class _ByteType:

@@ -36,7 +36,8 @@ from attnad.train import to_float
 OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
 STRONG_OUTPUTS = ("attention", "top", "peak")  # of recipes strong and gaussian
 MODEL_BYTES = 2**31  # ONNX's own limit
-# What an attribute of a node can hold beside a graph, which could go round for ever, and a tensor of few values.
+# What an attribute of a node may hold: no graph, which could go round for ever, and no tensor larger than what is
+# written of it.
 ATTRIBUTES = {"name", "type", "doc_string", "f", "i", "s", "t", "floats", "ints", "strings"}
 IMAGE = "uint8 [1, 3, size, size]: RGB, 0 to 255; the whole photograph resized to the square with antialiasing"
 # Metadata of the file.
@@ -235,7 +236,7 @@ def _check_model(model: Any) -> None:
     sizes: dict[str, int] = {}
     for each in (*found.input, *found.value_info, *found.output):
         dims, kind = each.type.tensor_type.shape.dim, each.type.tensor_type.elem_type
-        if each.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+        if each.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") and d.dim_value >= 0 for d in dims):
             sizes[each.name] = math.prod(dim.dim_value for dim in dims) * helper.tensor_dtype_to_np_dtype(kind).itemsize
     needed, left = 0, Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
