@@ -121,7 +121,7 @@ def watch(page: Page, address: str) -> list[str]:
             faults.append(f"asked for {request.url}")
 
     page.on("request", note)
-    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("pageerror", lambda error: faults.append(error.stack or str(error)))
     return faults
 
 
