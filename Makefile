@@ -69,7 +69,7 @@ book/_build/web/.fresh: $(BOOK) $(wildcard book/web/*)
 	@touch $@
 
 # One covariance for all places keeps the playground's model small: brick is brick everywhere.
-$(PLAYGROUND): book/_build/web/.fresh attnad/places.py attnad/detectors/strong.py attnad/show/export.py
+$(PLAYGROUND): book/_build/web/.fresh attnad/features/places.py attnad/detectors/strong.py attnad/run/export.py
 	rm -rf book/_build/strong
 	$(RUN) attnad train textures --recipe strong --shrink 1 --out book/_build/strong
 	$(RUN) attnad export book/_build/strong $@

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 OFFERED = {
     "load_train": "data", "load_test": "data", "load_images": "data", "recipe": "detectors",
-    "train_run": "run", "load_run": "run", "evaluate_run": "run", "write_report": "show.report",
+    "train_run": "run.run", "load_run": "run.run", "evaluate_run": "run.run", "write_report": "report.report",
 }  # fmt: skip
 
 

@@ -18,11 +18,11 @@ import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
-RIVALS = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.rivals`
+BASELINES = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.baselines`
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
 RECIPES = (  # of all, see `attnad.detectors`
-    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", "dcgan", *RIVALS,
+    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", "dcgan", *BASELINES,
 )  # fmt: skip
 PRETRAINED = {  # encoders that come with weights, and on what these were trained
     "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
@@ -141,7 +141,7 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig(DetectorConfig):
+class PaperConfig(DetectorConfig):
     """All that decides a run's weights and scores, beside the code and the machine."""
 
     recipe: Literal["quick", "paper"] = "quick"
@@ -172,14 +172,14 @@ class StrongConfig(DetectorConfig):
     recipe: Literal["strong", "gaussian", "guided"] = "strong"
     size: int = 256
     seed: int = 0
-    """Seed of the split that holds out normal images, of kept channels, noise and judges."""
+    """Seed of the split that holds out normal images, of kept channels, noise and discriminators."""
     image_score: Literal["top", "peak"] = "top"
     """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
     encoder: FrozenName = "efficientnet-lite0"
     """The frozen network, with ImageNet's weights; wide-resnet50-imagenet and dinov2-small fetch theirs (D27)."""
-    least: int = 128
+    min_side: int = field(default=128, metadata={"was": "least"})
     """Smaller images are enlarged to this side first, in pixels (D27)."""
-    apart: bool = True
+    per_level: bool = field(default=True, metadata={"was": "apart"})
     """Judge the levels each by itself, or joined at stride 8 as PaDiM does (D27)."""
     channels: int = 176
     """Most channels that are kept of a level (D28)."""
@@ -189,20 +189,20 @@ class StrongConfig(DetectorConfig):
     """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
     noise: float = 1.5
     """Deviation of the noise that makes fakes of whitened features, in units of theirs (D29)."""
-    stained: float = field(default=0.5, metadata={"before": 0.0})
-    """Share of a judge's fakes that are places of stained normal images; the others are noise (D33)."""
+    stain_share: float = field(default=0.5, metadata={"before": 0.0, "was": "stained"})
+    """Share of a discriminator's fakes that are places of stained normal images; the others are noise (D33)."""
     steps: int = 300
-    """Steps of training a judge; with 0 the map is the Mahalanobis distance (D29)."""
+    """Steps of training a discriminator; with 0 the map is the Mahalanobis distance (D29)."""
     batch: int = 8192
-    """Places a step, and as many fakes (D29)."""
+    """PatchGaussians a step, and as many fakes (D29)."""
     width: int = 64
-    """Units of a judge's hidden layer (D29)."""
+    """Units of a discriminator's hidden layer (D29)."""
     learning_rate: float = 1e-3
-    """AdamW's, for the judges (D29)."""
+    """AdamW's, for the discriminators (D29)."""
 
     @property
     def epochs(self) -> str:
-        """Steps of a judge, for tables."""
+        """Steps of a discriminator, for tables."""
         return f"{self.steps} steps" if self.steps else "0"
 
 
@@ -212,7 +212,7 @@ def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfi
     return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
 
 
-def recipe(name: str, data: str) -> RunConfig:
+def recipe(name: str, data: str) -> PaperConfig:
     """Give the configuration of a recipe for a data set.
 
     `paper` keeps to the paper wherever it speaks and is meant for a GPU; `quick` trains in about a minute on a
@@ -225,10 +225,10 @@ def recipe(name: str, data: str) -> RunConfig:
     # The paper prints no weights; with all of them 1, the map does not learn (D8).
     stage1 = AttentionConfig(batch=batch, adv_ano_weight=0.01, adv_weight=0.01, kl_weight=0.01)
     if name == "paper":
-        return RunConfig(data=data, recipe="paper", size=size, attention=stage1, adgan=ADGANConfig(batch=batch))
+        return PaperConfig(data=data, recipe="paper", size=size, attention=stage1, adgan=ADGANConfig(batch=batch))
     if name == "quick":
         small = replace(stage1, encoder="resnet18", width=16, latent=32, epochs=10, batch=16)
-        return RunConfig(
+        return PaperConfig(
             data=data,
             recipe="quick",
             size=size,
@@ -277,7 +277,7 @@ def check_ranges(config: Any, ranges: Iterable[Range]) -> None:
                 raise ValueError(f"{name} cannot be {value}; choose {takes}")
 
 
-def check(config: RunConfig) -> None:
+def check(config: PaperConfig) -> None:
     """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
     check_ranges(config, _RANGES)
     check_grids(config)
@@ -289,7 +289,7 @@ def check_grids(config: Any) -> None:
         raise ValueError(f"augment.grids: {config.size} pixels do not divide by {odd[0]}; choose another grid or size")
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: PaperConfig) -> dict[str, Any]:
     """Turn a configuration into plain dictionaries, ready for JSON."""
     return asdict(config)
 
@@ -304,16 +304,18 @@ _IDLE: dict[str, dict[str, Any]] = {  # gone too, since nothing came of them: wh
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """Build a configuration of class `cls` from plain dictionaries, as `to_dict` or JSON gives them.
 
-    A field that is younger than the file takes its metadata's "before": what there was without it. One that is gone is
-    passed over where it says what there is without it (`_GONE`), and where nothing came of it (`_IDLE`). Raises
-    ValueError on a key that is unknown or missing and on a value of another type, naming it, so that a file of another
-    version is refused.
+    A field that is younger than the file takes its metadata's "before": what there was without it; one that had another
+    name is found by that, its "was". One that is gone is passed over where it says what there is without it (`_GONE`),
+    and where nothing came of it (`_IDLE`). Raises ValueError on a key that is unknown or missing and on a value of
+    another type, naming it, so that a file of another version is refused.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
     hints = get_type_hints(cls)
     gone, idle = (table.get(cls.__name__, {}) for table in (_GONE, _IDLE))
     values = {k: v for k, v in values.items() if k not in idle and (k not in gone or v != gone[k])}
+    renamed = {f.metadata["was"]: f.name for f in fields(cls) if "was" in f.metadata and f.name not in values}
+    values = {renamed.get(k, k): v for k, v in values.items()}
     values = {f.name: f.metadata["before"] for f in fields(cls) if "before" in f.metadata} | values
     if wrong := sorted(hints.keys() ^ values.keys()):
         names = ", ".join(name if name.isprintable() else ascii(name) for name in wrong)
@@ -352,13 +354,15 @@ def short_hash(values: dict[str, Any]) -> str:
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that stand for a configuration, in the names of runs' folders and in results.csv.
 
-    Fields that did nothing and are gone count as they were by default, so that runs from before are found.
+    Fields count by their first names, and those that did nothing and are gone as they were by default, so that runs
+    from before are found.
     """
 
     def values(part: Any) -> Any:
         if not is_dataclass(part):
             return part
-        return {f.name: values(getattr(part, f.name)) for f in fields(part)} | _IDLE.get(type(part).__name__, {})
+        named = {f.metadata.get("was", f.name): values(getattr(part, f.name)) for f in fields(part)}
+        return named | _IDLE.get(type(part).__name__, {})
 
     return short_hash(values(config))
 

@@ -19,9 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from attnad.augmentations import synthesize
-from attnad.config import ADGANConfig, AttentionConfig, RunConfig
+from attnad.config import ADGANConfig, AttentionConfig, PaperConfig
 from attnad.errors import TrainingError
-from attnad.graph import capture
 from attnad.losses import (
     adversarial_loss,
     anomaly_adversarial_loss,
@@ -32,7 +31,8 @@ from attnad.losses import (
     total_loss,
 )
 from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
-from attnad.state import SAVE_SECONDS, Log, State
+from attnad.training.graph import capture
+from attnad.training.state import SAVE_SECONDS, Log, State
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -160,7 +160,7 @@ def renew_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) 
 
 
 def train_attention(
-    config: RunConfig,
+    config: PaperConfig,
     images: Tensor,
     *,
     device: torch.device,
@@ -239,7 +239,7 @@ def attention_maps(network: AttentionNetwork, images: Tensor, *, batch: int = 64
 ADGAN_TERMS = ("L_D", "L_adv", "L_R")
 
 
-def judge_of(adgan: ADGAN) -> nn.ModuleDict:
+def discriminator_of(adgan: ADGAN) -> nn.ModuleDict:
     """F_img and D2: what judges an image, and what is averaged over the steps."""
     return nn.ModuleDict({"features": adgan.features, "discriminator": adgan.discriminator})
 
@@ -294,7 +294,7 @@ def adgan_step(
     optimizer_d.zero_grad()
     l_d.backward()
     optimizer_d.step()
-    average.update_parameters(judge_of(adgan))
+    average.update_parameters(discriminator_of(adgan))
 
     # Generator G2.
     adgan.discriminator.requires_grad_(False)
@@ -309,7 +309,7 @@ def adgan_step(
 
 
 def train_adgan(
-    config: RunConfig,
+    config: PaperConfig,
     images: Tensor,
     network: AttentionNetwork,
     *,
@@ -330,7 +330,7 @@ def train_adgan(
         adgan = ADGAN(network.encoder, config.attention, config.size)
     adgan = adgan.to(device).to(memory_format=torch.channels_last).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
-    judge = judge_of(adgan)
+    judge = discriminator_of(adgan)
     average = MovingAverage(judge, stage.ema, device)
     optimizer_g = adam([*adgan.encoder.parameters(), *adgan.decoder.parameters()], stage)
     optimizer_d = adam((p for p in judge.parameters() if p.requires_grad), stage)

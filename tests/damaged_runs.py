@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import WEIGHTS
 
-from attnad import checkpoint
-from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors
-from attnad.config import RunConfig, from_dict, to_dict
-from attnad.run import load_run, train_run
+from attnad.config import PaperConfig, from_dict, to_dict
+from attnad.run.run import load_run, train_run
+from attnad.training import storage
+from attnad.training.storage import load_json, load_tensors, save_json, save_tensors
 
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(), st.sampled_from([2**31, 2**64, -(2**70), 10**400, 0, 1, 48]), st.floats(),
@@ -87,21 +87,21 @@ def configs(folder: Path, n: int) -> set[bytes]:
 def checkpoints(folder: Path, n: int) -> set[bytes]:
     """Weights and training state: bytes changed, and tensors changed under a right checksum."""
     run, going, seen = folder / "run", folder / "going", set()
-    config = from_dict(RunConfig, load_json(run / "config.json"))
+    config = from_dict(PaperConfig, load_json(run / "config.json"))
     longer = replace(config, attention=replace(config.attention, epochs=9))
     going.mkdir()
     state = going / "attention.state.safetensors"
     with suppress(KeyboardInterrupt):
-        original, checkpoint.os.replace = os.replace, None
+        original, storage.os.replace = os.replace, None
 
         def stop(source: Path, target: Path) -> None:
             original(source, target)
             if Path(target) == state:
                 raise KeyboardInterrupt
 
-        checkpoint.os.replace = stop
+        storage.os.replace = stop
         train_run(longer, going, device="cpu", save_seconds=0, progress=False)
-    checkpoint.os.replace = original
+    storage.os.replace = original
     paths = [run / name for name in WEIGHTS] + [state]
     contents = {path: path.read_bytes() for path in paths}
     tensors = {path: load_tensors(path) for path in paths}

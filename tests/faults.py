@@ -30,12 +30,14 @@ from made import few_crops, losses, weights, write_images
 from tqdm import tqdm
 from waiting import PATIENCE
 
-from attnad import checkpoint, cli, commands
-from attnad.checkpoint import load_json
+from attnad import cli
+from attnad.cli import commands
 from attnad.data import textures
 from attnad.errors import CheckpointError, DataError, TrainingError
-from attnad.run import train_run
+from attnad.run.run import train_run
 from attnad.study import engines, tables
+from attnad.training import storage
+from attnad.training.storage import load_json
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("ATTNAD_FAULTS", 12))
@@ -93,7 +95,7 @@ def carry_out(
     tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive a kill
     commands.train_run = engines.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
     if slow:
-        checkpoint.open = slow_open
+        storage.open = slow_open
     if after:
         replace_file, written = os.replace, []
 
@@ -103,7 +105,7 @@ def carry_out(
             if len(written) == after[0]:
                 after[1]()
 
-        checkpoint.os.replace = count
+        storage.os.replace = count
     if "file" in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file"], limits["file"]))
     if "user" in limits:

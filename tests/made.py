@@ -21,7 +21,7 @@ from attnad.config import recipe
 from attnad.data import textures
 from attnad.detectors.paper import Paper
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
-from attnad.run import Run
+from attnad.run.run import Run
 
 WEIGHTS = ("attention.safetensors", "adgan.safetensors")
 NAMES = ["defect/scratch", "good", "<img src=x onerror=alert(1)>", "other/grass"]

@@ -12,7 +12,7 @@ from made import write_images
 from attnad.cli import main
 from attnad.data import textures
 
-TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
+TINY = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "16"]
 N = 40
 
 

@@ -15,7 +15,7 @@ from attnad.augmentations import (
     rotate,
 )
 from attnad.config import AugmentConfig
-from attnad.show.explore.front import coloured
+from attnad.widgets.front import coloured
 
 SIDE = 32
 PARAMETERS = (

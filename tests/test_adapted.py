@@ -11,7 +11,6 @@ import torch
 from made import write_images
 from torch.nn.functional import normalize
 
-from attnad.checkpoint import load_tensors, save_tensors
 from attnad.cli import main
 from attnad.data import load_test, textures
 from attnad.detectors import recipe
@@ -19,8 +18,9 @@ from attnad.detectors.adapted import AdaptedConfig, mean_shifted_loss, view
 from attnad.detectors.neighbours import FrozenFeatures, pooled_features
 from attnad.errors import CheckpointError, Stopped, TrainingError
 from attnad.metrics import METRICS
-from attnad.run import evaluate_run, load_run, train_run
-from attnad.state import read_log, stopping
+from attnad.run.run import evaluate_run, load_run, train_run
+from attnad.training.state import read_log, stopping
+from attnad.training.storage import load_tensors, save_tensors
 
 N, SIZE = 24, 64
 

@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnad import cli, commands
+from attnad import cli
 from attnad.augmentations import boxes_to_map
-from attnad.config import AugmentConfig, RunConfig, recipe
+from attnad.cli import commands
+from attnad.config import AugmentConfig, PaperConfig, recipe
 from attnad.data import load_train
 from attnad.models import AttentionNetwork
 from attnad.study import bench
 from attnad.train import ATTENTION_TERMS, train_adgan
 
 
-def tiny(*_: str) -> RunConfig:
+def tiny(*_: str) -> PaperConfig:
     config = recipe("quick", "textures")
     attention = replace(config.attention, width=4, latent=4, batch=8)
     return replace(config, size=32, attention=attention, adgan=replace(config.adgan, batch=8, synthetic_fakes=True))

@@ -14,8 +14,8 @@ from made import write_images
 
 from attnad.data import load_test, load_train, textures
 from attnad.errors import SettingError
-from attnad.study import beside
-from attnad.study.beside import HEADER, OURS, THEIRS, fit_theirs, main
+from attnad.study import compare_anomalib as beside
+from attnad.study.compare_anomalib import HEADER, OURS, THEIRS, fit_theirs, main
 
 anomalib = pytest.mark.skipif(
     util.find_spec("anomalib") is None, reason="anomalib is not installed; make beside installs it and runs this"

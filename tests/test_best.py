@@ -8,7 +8,7 @@ import traitlets
 from browsing import opened, repainted, write
 from scipy.stats import multivariate_normal
 
-from attnad.show.explore import BestDiscriminator
+from attnad.widgets import BestDiscriminator
 
 
 @pytest.fixture

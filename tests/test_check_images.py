@@ -8,8 +8,8 @@ import torch
 from made import random_images, random_run
 
 from attnad.errors import SettingError
+from attnad.run.export import export_run, load_exported
 from attnad.score import check_images
-from attnad.show.export import export_run, load_exported
 
 IMAGES = random_images()
 SIZE = IMAGES.shape[-1]

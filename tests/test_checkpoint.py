@@ -6,7 +6,10 @@ import pytest
 import torch
 from made import small
 
-from attnad.checkpoint import (
+from attnad.config import AttentionConfig
+from attnad.errors import CheckpointError
+from attnad.models import AttentionNetwork, Discriminator
+from attnad.training.storage import (
     load_json,
     load_module,
     load_optimizer,
@@ -16,9 +19,6 @@ from attnad.checkpoint import (
     save_json,
     save_tensors,
 )
-from attnad.config import AttentionConfig
-from attnad.errors import CheckpointError
-from attnad.models import AttentionNetwork, Discriminator
 
 # Round trips
 

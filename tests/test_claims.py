@@ -10,9 +10,9 @@ import pytest
 from claimed import APART, MAIN, RESULTS, ROWS, STRONG, mean
 
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors.rivals import RIVALS
-from attnad.study.beside import OURS, STEPS, THEIRS
+from attnad.detectors.baselines import BASELINES
 from attnad.study.claims import CLAIMS, FULL, Claim, measure
+from attnad.study.compare_anomalib import OURS, STEPS, THEIRS
 from attnad.study.results import read_results
 from attnad.study.summary import summary
 
@@ -25,7 +25,7 @@ def test_what_chapter_11_says_of_the_rivals():
     others = {"pixel_auroc": {}, "image_auroc": {}}
     for metric, by in others.items():
         for texture in ("brick", "grass", "gravel"):
-            by[texture] = {name: rival(name, metric, texture) for name in RIVALS}
+            by[texture] = {name: rival(name, metric, texture) for name in BASELINES}
             assert mean(metric, table="surfaces", method=STRONG, class_=texture, size="64") >= max(by[texture].values())
     for texture, areas in others["image_auroc"].items():
         assert max(areas, key=areas.__getitem__) == "student"
@@ -63,7 +63,7 @@ def test_what_the_results_page_says_of_rivals_on_objects(category):
 
 
 def test_what_the_results_page_says_of_rivals_on_airplanes():
-    found = {n: mean("image_auroc", table="rivals-cifar10", recipe=n, class_="airplane") for n in RIVALS}
+    found = {n: mean("image_auroc", table="rivals-cifar10", recipe=n, class_="airplane") for n in BASELINES}
     order = sorted(found, key=found.__getitem__, reverse=True)
     assert set(order[:3]) == {"cavga", "ulslm", "anogan"}
     assert order.index("student") > len(order) / 2

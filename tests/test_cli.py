@@ -24,9 +24,9 @@ from made import fails, write_images
 from PIL import Image
 from waiting import PATIENCE, until
 
-from attnad.arguments import parse_arguments
 from attnad.cli import main
-from attnad.config import RECIPES, RunConfig, recipe
+from attnad.cli.arguments import parse_arguments
+from attnad.config import RECIPES, PaperConfig, recipe
 from attnad.data import textures
 from attnad.detectors import DETECTORS
 from attnad.metrics import METRICS
@@ -80,7 +80,7 @@ def help_of(capsys, monkeypatch, *arguments: str) -> str:
 def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, monkeypatch):
     text = help_of(capsys, monkeypatch, "train", "--recipe", "quick")
     explained = dict(re.findall(r"--([a-z0-9.-]+)[ ,](.*?)(?= --[a-z]|$)", text))
-    config = RunConfig()
+    config = PaperConfig()
     for part in ("augment", "attention", "adgan"):
         for field in fields(getattr(config, part)):
             name = f"{part}.{field.name}".replace("_", "-")
@@ -90,7 +90,7 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
                 name = name.replace(".", ".no-")
             assert re.search(r"\(D\d+\)|section \d|eq\. \(\d\)", explained[name]), name
             assert "(default: " in explained[name], name
-    for field in fields(RunConfig):
+    for field in fields(PaperConfig):
         if field.name not in ("data", "augment", "attention", "adgan"):
             assert field.name.replace("_", "-") in explained
     assert {"device", "data-root", "out"} <= explained.keys()
@@ -134,7 +134,7 @@ def test_help_of_the_other_commands(capsys, monkeypatch):
 )
 def test_recipe_and_data_decide_the_other_defaults_in_any_order(arguments, name, data):
     command = parse_arguments(["train", *arguments.split()])
-    assert command.config_type is RunConfig
+    assert command.config_type is PaperConfig
     expected = recipe(name, data)
     assert (command.recipe, command.data) == (name, data)
     assert (command.size, command.attention, command.adgan) == (expected.size, expected.attention, expected.adgan)
@@ -297,7 +297,7 @@ def test_a_full_disk_keeps_what_is_saved(tiles, run, tmp_path, capsys, monkeypat
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("attnad.checkpoint.os.fsync", full)
+        patched.setattr("attnad.training.storage.os.fsync", full)
         error = fails(capsys, "train", tiles, *TINY, "--out", out, status=1)
     assert os.strerror(errno.ENOSPC) in error
     assert "run the same command again" in error
@@ -359,7 +359,7 @@ def test_ctrl_c_elsewhere_is_one_line_too(run, tiles, capsys, monkeypatch, comma
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("attnad.commands.load_run", interrupted)
+    monkeypatch.setattr("attnad.cli.commands.load_run", interrupted)
     extra = [str(tiles), "--out", "out"] if command == "score" else []
     capsys.readouterr()
     assert main([command, str(run), *extra]) == 130

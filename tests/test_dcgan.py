@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from made import few_crops, images, rng, write_images
 
 from attnad.cli import main
-from attnad.config import ADGANConfig, RunConfig, from_dict, to_dict
+from attnad.config import ADGANConfig, PaperConfig, from_dict, to_dict
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import dcgan, recipe
 from attnad.detectors.dcgan import DCGAN, DCGANConfig
 from attnad.errors import TrainingError
-from attnad.run import train_run
+from attnad.run.run import train_run
 from attnad.study.results import read_results
 from attnad.study.tables import TABLES, override
 
@@ -82,7 +82,7 @@ def test_the_average_scores_and_the_reconstruction_draws_the_map():
     torch.manual_seed(0)
     model, x = DCGAN(TINY).eval().requires_grad_(False), images(3, 32)
     model.discriminator.layers[-1].bias += 1  # the average has not moved with it
-    judged = model.judge(x)
+    judged = model.predict_maps(x)
     torch.testing.assert_close(judged.image["discriminator"], 1 - model.discriminator(x))
     torch.testing.assert_close(judged.maps, (x - judged.x_re).abs().mean(1))
     assert judged.x_re.shape == x.shape
@@ -118,11 +118,11 @@ def test_values_that_make_no_sense_are_refused(values, said, tmp_path, monkeypat
 
 
 def test_what_the_papers_configuration_said_of_it_is_passed_over():
-    before = to_dict(RunConfig()) | {"adgan": asdict(ADGANConfig()) | {"pixels": False, "real_anomalies": 0}}
-    assert from_dict(RunConfig, json.loads(json.dumps(before))) == RunConfig()
+    before = to_dict(PaperConfig()) | {"adgan": asdict(ADGANConfig()) | {"pixels": False, "real_anomalies": 0}}
+    assert from_dict(PaperConfig, json.loads(json.dumps(before))) == PaperConfig()
     before["adgan"]["pixels"] = True
     with pytest.raises(ValueError, match="pixels unknown or missing; use the version that wrote it"):
-        from_dict(RunConfig, before)
+        from_dict(PaperConfig, before)
 
 
 # --- table 1 ---------------------------------------------------------------------------------------------------------

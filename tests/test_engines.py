@@ -13,12 +13,11 @@ from filelock import FileLock, Timeout
 from made import write_images
 from studies import NO_GAME, PAPER, PRINTED, RECIPE, TINY, counted, short_study, study
 
-from attnad.checkpoint import load_json, save_json
 from attnad.cli import main
 from attnad.data import load_test, textures
 from attnad.errors import DataError, TrainingError
 from attnad.metrics import auroc
-from attnad.run import Run, load_run
+from attnad.run.run import Run, load_run
 from attnad.study import engines
 from attnad.study.engines import reproduce
 from attnad.study.results import COLUMNS, KEY, read_results
@@ -26,6 +25,7 @@ from attnad.study.tables import (
     folder_name,
     jobs,
 )
+from attnad.training.storage import load_json, save_json
 
 
 def times(folder: Path) -> dict[Path, int]:

@@ -13,7 +13,7 @@ from browsing import opened, slide, write
 from made import NAMES, explored
 from PIL import Image
 
-from attnad.show.explore import AttentionExplorer
+from attnad.widgets import AttentionExplorer
 
 # --- in Python -------------------------------------------------------------------------------------------------------
 

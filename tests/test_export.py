@@ -10,12 +10,12 @@ import pytest
 import torch
 from made import random_images, random_run
 
-import attnad.show.export
+import attnad.run.export
 from attnad.cli import main
 from attnad.errors import CheckpointError
+from attnad.run.export import IMAGE, export_run, load_exported
 from attnad.score import Scores
-from attnad.show.explore import PaintDefect
-from attnad.show.export import IMAGE, export_run, load_exported
+from attnad.widgets import PaintDefect
 
 
 def named(scores: Scores) -> dict[str, torch.Tensor]:
@@ -25,7 +25,7 @@ def named(scores: Scores) -> dict[str, torch.Tensor]:
 
 def test_the_graph_is_the_model(tmp_path, monkeypatch):
     """In single precision the two agree to rounding; without half weights nothing hides."""
-    monkeypatch.setattr(attnad.show.export, "_halve_weights", lambda model: None)
+    monkeypatch.setattr(attnad.run.export, "_halve_weights", lambda model: None)
     run = random_run()
     before = run.score(random_images())
     export_run(run, tmp_path / "m.onnx")
@@ -41,7 +41,7 @@ def test_the_graph_is_the_model(tmp_path, monkeypatch):
 def test_half_precision_weights_cost_little_and_halve_the_file(tmp_path, monkeypatch):
     run = random_run()
     export_run(run, tmp_path / "half.onnx")
-    monkeypatch.setattr(attnad.show.export, "_halve_weights", lambda model: None)
+    monkeypatch.setattr(attnad.run.export, "_halve_weights", lambda model: None)
     export_run(run, tmp_path / "single.onnx")
     half, single = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("half", "single"))
     assert half < 0.6 * single
@@ -51,8 +51,8 @@ def test_half_precision_weights_cost_little_and_halve_the_file(tmp_path, monkeyp
 
 
 def test_the_command_and_what_the_file_says_of_itself(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("attnad.commands.load_run", lambda folder, device: random_run())
-    monkeypatch.setattr("attnad.commands.current_commit", lambda: "abc123")
+    monkeypatch.setattr("attnad.cli.commands.load_run", lambda folder, device: random_run())
+    monkeypatch.setattr("attnad.cli.commands.current_commit", lambda: "abc123")
     path = tmp_path / "new" / "model.onnx"
     assert main(["export", "run", str(path)]) == 0
     assert f"{path}: 0." in capsys.readouterr().out

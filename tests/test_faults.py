@@ -23,12 +23,12 @@ from faults import KILLS, TINY, command, half_written, same_run, study_command, 
 from made import weights
 from PIL import Image
 
-from attnad.checkpoint import load_json, load_tensors, save_json
-from attnad.config import RunConfig, from_dict, to_dict
+from attnad.config import PaperConfig, from_dict, to_dict
 from attnad.data import layouts, load_train
 from attnad.errors import DataError, TrainingError
-from attnad.run import load_run, train_run
+from attnad.run.run import load_run, train_run
 from attnad.study.results import read_results
+from attnad.training.storage import load_json, load_tensors, save_json
 
 
 def last_line(log: Path) -> str:
@@ -225,7 +225,7 @@ def test_data_that_vanish_before_they_are_judged(bricks, tmp_path):
 
 def test_other_data_under_the_same_name_are_not_mixed_in(undisturbed, tmp_path):
     """Stage 1 is taken over from a run on the same images only."""
-    config = from_dict(RunConfig, load_json(undisturbed.run / "config.json"))
+    config = from_dict(PaperConfig, load_json(undisturbed.run / "config.json"))
     other = Path(shutil.copytree(config.data, tmp_path / "bottle"))
     Image.new("RGB", (32, 32)).save(other / "train" / "good" / "000.png")
     shutil.copytree(undisturbed.run, tmp_path / "first")

@@ -16,7 +16,7 @@ from torch import Tensor
 from attnad.data import load_test, textures
 from attnad.detectors import recipe
 from attnad.errors import DataError
-from attnad.run import Run, train_run
+from attnad.run.run import Run, train_run
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 FROZEN = ["strong", "gaussian", "neighbours"]

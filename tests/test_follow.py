@@ -23,7 +23,7 @@ from attnad.cli import main
 from attnad.data import textures
 
 START = """
-import os, sys, attnad.show.follow as f
+import os, sys, attnad.report.follow as f
 from attnad.cli import main
 f.PATIENCE, reason = {}, f._reason
 def noted(error, path):  # a file that could not be read stands in the file of tries
@@ -52,7 +52,7 @@ def work(tmp_path_factory) -> Path:
         (folder / name).mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(folder / name / f"{i:02d}.png")
-    recipe = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
+    recipe = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "16"]
     assert main(["train", str(folder / "good"), *recipe, "--out", str(folder / "run")]) == 0
     assert main(["score", str(folder / "run"), str(folder / "all"), "--out", str(folder / "wanted")]) == 0
     return folder

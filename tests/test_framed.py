@@ -10,7 +10,7 @@ import torch
 from browsing import served, window
 from made import images
 
-from attnad.show.report import write_report
+from attnad.report.report import write_report
 
 READ = """() => [...document.querySelectorAll("iframe")].map((frame) => {
   try { return frame.contentWindow.document.body.innerText } catch (error) { return error.name }

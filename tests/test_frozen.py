@@ -18,10 +18,10 @@ from torchvision.models import wide_resnet50_2
 from attnad.data import load_test
 from attnad.detectors import recipe
 from attnad.errors import WeightsError
-from attnad.frozen import TimmLevels, frozen_network
+from attnad.features.backbones import TimmLevels, frozen_network
+from attnad.features.places import PatchFeatures
 from attnad.metrics import auroc
-from attnad.places import PlaceFeatures
-from attnad.run import load_run, train_run
+from attnad.run.run import load_run, train_run
 
 timm = pytest.importorskip("timm", reason="the extra lite0 is not installed")
 hub = pytest.importorskip("huggingface_hub", reason="comes with timm")
@@ -41,7 +41,7 @@ def fill_cache(cache: Path, name: str, weights: dict[str, torch.Tensor]) -> None
 @pytest.fixture
 def offline(tmp_path, monkeypatch) -> Path:
     """An empty cache, no connection, and weights that are taken for the known ones, whatever they are."""
-    monkeypatch.setattr("attnad.frozen.is_known", lambda path, sha256: True)
+    monkeypatch.setattr("attnad.features.backbones.is_known", lambda path, sha256: True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
@@ -76,7 +76,7 @@ def test_dinov2_sees_sixteen_pixels_a_place(offline):
         small = interpolate((x - MEAN) / STD, size=(84, 84), mode="bilinear")
         _, expected = theirs.forward_intermediates(small, indices=[2, 5, 8, 11], norm=False)
         found = ours.pyramid(x)
-        features = PlaceFeatures(ours, least=96)
+        features = PatchFeatures(ours, min_side=96)
         assert features.strides == (16, 16, 16, 16)
         assert [f.shape for f in features(x)] == [(1, 176, 6, 6)] * 4
         touched = x.clone()
@@ -109,7 +109,7 @@ def test_a_run_of_a_larger_network_loads_without_its_weights(name, tmp_path, mon
     torch.manual_seed(0)
     with monkeypatch.context() as patch:
         patch.setattr(TimmLevels, "__init__", lambda self, name, *, pretrained: real(self, name, pretrained=False))
-        config = replace(recipe("gaussian", "textures"), encoder=name, least=64, channels=32)
+        config = replace(recipe("gaussian", "textures"), encoder=name, min_side=64, channels=32)
         trained = train_run(config, tmp_path, device="cpu", progress=False)
     test = load_test("textures", size=64)
     scores = trained.score(test.images)

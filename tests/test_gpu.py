@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnad import places, train
-from attnad.config import ADGANConfig, AttentionConfig, RunConfig
-from attnad.graph import RecordedStep, capture
+from attnad import train
+from attnad.config import ADGANConfig, AttentionConfig, PaperConfig
+from attnad.features import places
 from attnad.models import AttentionNetwork
 from attnad.train import train_adgan, train_attention
+from attnad.training.graph import RecordedStep, capture
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 
 ENCODERS = ["resnet18", "efficientnet-lite0-random"]
-FULL = RunConfig(
+FULL = PaperConfig(
     size=32,
     attention=AttentionConfig(encoder="resnet18", epochs=5, batch=16, adv_weight=0.01, adv_ano_weight=0.01),
     adgan=ADGANConfig(epochs=5, batch=16, synthetic_fakes=True, train_features=True),
@@ -95,7 +96,7 @@ def test_a_judge_of_places_learns_the_same_through_a_graph(monkeypatch):
 
     def learnt() -> list[Tensor]:
         torch.manual_seed(0)
-        judge, real = places.Judge(6, 1.5, 8).cuda(), torch.randn(500, 6).cuda()
+        judge, real = places.PatchDiscriminator(6, 1.5, 8).cuda(), torch.randn(500, 6).cuda()
         settings = {
             "steps": 50,
             "batch": 64,
@@ -103,7 +104,7 @@ def test_a_judge_of_places_learns_the_same_through_a_graph(monkeypatch):
             "others": 3 * torch.randn(80, 6).cuda(),
             "share": 0.5,
         }
-        places.train_judge(judge, real, 1.5, generator=torch.Generator("cuda").manual_seed(0), **settings)
+        places.train_discriminator(judge, real, 1.5, generator=torch.Generator("cuda").manual_seed(0), **settings)
         return [value.detach().cpu() for value in judge.parameters()]
 
     recorded = learnt()

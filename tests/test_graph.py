@@ -15,21 +15,23 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnad import graph, places, train
-from attnad.config import ADGANConfig, AttentionConfig, RunConfig
-from attnad.graph import RecordedStep, capture
+from attnad import train
+from attnad.config import ADGANConfig, AttentionConfig, PaperConfig
+from attnad.features import places
 from attnad.train import train_adgan, train_attention
+from attnad.training import graph
+from attnad.training.graph import RecordedStep, capture
 
 CPU = torch.device("cpu")
 ENCODERS = ["resnet18", "efficientnet-lite0-random"]
-CONFIG = RunConfig(
+CONFIG = PaperConfig(
     size=32,
     attention=AttentionConfig(width=4, latent=4, epochs=2, batch=4),
     adgan=ADGANConfig(epochs=2, batch=4, synthetic_fakes=True, train_features=True),
 )
 
 
-def config(encoder: str = "resnet18", **changes) -> RunConfig:
+def config(encoder: str = "resnet18", **changes) -> PaperConfig:
     """The configuration with another encoder; changes are fields of both stages."""
     stage1, stage2 = replace(CONFIG.attention, encoder=encoder, **changes), replace(CONFIG.adgan, **changes)
     return replace(CONFIG, attention=stage1, adgan=stage2)
@@ -40,7 +42,7 @@ def images() -> Tensor:
     return torch.randint(0, 256, (10, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
 
 
-def train_both(config: RunConfig, images: Tensor, device: torch.device = CPU, **more) -> dict[str, Tensor]:
+def train_both(config: PaperConfig, images: Tensor, device: torch.device = CPU, **more) -> dict[str, Tensor]:
     """All weights after both stages."""
     more = {"device": device, "progress": False, "save_seconds": 0} | more
     network, discriminator = train_attention(config, images, **more)
@@ -197,10 +199,10 @@ def test_a_finished_stage_is_not_recorded_again(images, tmp_path, stand_in):
     assert [step.graph is None for step in stand_in] == [False, True]
 
 
-def train_judge() -> dict[str, Tensor]:
+def train_discriminator() -> dict[str, Tensor]:
     """Weights of a judge of recipe `strong` after three steps, and its losses set aside."""
     torch.manual_seed(0)
-    judge, real = places.Judge(6, 1.5, 8), torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    judge, real = places.PatchDiscriminator(6, 1.5, 8), torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(0)
     settings = {
         "steps": 3,
@@ -210,13 +212,13 @@ def train_judge() -> dict[str, Tensor]:
         "others": 3 * real,
         "share": 0.5,
     }
-    losses = places.train_judge(judge, real, 1.5, **settings)
+    losses = places.train_discriminator(judge, real, 1.5, **settings)
     return {"losses": torch.tensor(losses)} | judge.state_dict()
 
 
 def test_a_recording_leaves_no_trace_in_a_judge_of_places(request):
-    eager = train_judge()
-    (recorded, steps) = (request.getfixturevalue("stand_in"), train_judge())
+    eager = train_discriminator()
+    (recorded, steps) = (request.getfixturevalue("stand_in"), train_discriminator())
     assert len(recorded) == 1
     assert all(torch.equal(eager[name], steps[name]) for name in eager)
 

@@ -13,17 +13,18 @@ from made import few_crops
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from attnad.checkpoint import load_json, save_json
 from attnad.cli import main
 from attnad.data import load_test, load_train
-from attnad.detectors import guided, recipe, skips
+from attnad.detectors import guided, recipe
+from attnad.detectors import map as skips
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.errors import TrainingError
-from attnad.run import Run, load_run, train_run
-from attnad.state import read_log
+from attnad.run.run import Run, load_run, train_run
 from attnad.study.engines import measure
 from attnad.study.tables import folder_name
 from attnad.train import to_float
+from attnad.training.state import read_log
+from attnad.training.storage import load_json, save_json
 
 SIZE = 64
 CONFIG = replace(recipe("guided", "textures"), steps=40, batch=1024, channels=24)
@@ -74,7 +75,7 @@ def test_a_run_is_loaded_as_it_was_saved(run, images):
     assert loaded.config == CONFIG
     for (name, wanted), (_, found) in zip(run[0].score(images).named(), loaded.score(images).named(), strict=True):
         assert torch.equal(wanted, found), name
-    assert run[0].facts["seconds"].keys() == {"map", "gaussians", "judges"}
+    assert run[0].facts["seconds"].keys() == {"map", "gaussians", "discriminators"}
 
 
 def test_what_stopped_after_the_map_does_not_train_it_again(run, tmp_path, monkeypatch):
@@ -95,7 +96,7 @@ def test_the_map_of_a_finished_run_is_taken_over(run, tmp_path):
     folder = tmp_path / folder_name(CONFIG)
     assert not (folder / "map.safetensors").exists()  # it was not trained again
     assert (folder / "strong.safetensors").read_bytes() == (run[1] / "strong.safetensors").read_bytes()
-    assert outcome["facts"]["seconds"].keys() == {"map", "gaussians", "judges"}
+    assert outcome["facts"]["seconds"].keys() == {"map", "gaussians", "discriminators"}
     assert 0 <= outcome["pixel_auroc"] <= 1
 
 
@@ -113,7 +114,7 @@ def test_another_map_is_refused(tmp_path):
         train(CONFIG, tmp_path / "images", stage1=first)
 
 
-@pytest.mark.parametrize(("name", "value"), [("stained", -0.1), ("noise", 0.1)])
+@pytest.mark.parametrize(("name", "value"), [("stain_share", -0.1), ("noise", 0.1)])
 def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
     with pytest.raises(TrainingError, match=f"{name} cannot be {value}; choose "):
         train(replace(CONFIG, data="nowhere", **{name: value}), tmp_path)

@@ -10,7 +10,7 @@ from faults import generated, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnad.checkpoint import load_tensors
+from attnad.training.storage import load_tensors
 
 DTYPES = [
     "F64",

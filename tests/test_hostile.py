@@ -16,7 +16,7 @@ from photographs import TINY, N, rows, scored
 from PIL import Image
 
 from attnad.cli import main
-from attnad.show.report import cell, table
+from attnad.report.report import cell, table
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

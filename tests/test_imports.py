@@ -19,32 +19,35 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # From the ground up. A module may import those of the rows before its own, and none of its own row. In a package each
 # file is one; its own name stands for its __init__.
 ROWS = [
-    ("errors", "config", "show.page"),
-    ("checkpoint", "augmentations", "losses", "machine", "metrics", "show.plotting"),
-    ("data.folders", "data.images", "data.textures", "graph", "state", "stains", "models"),
-    ("data.layouts", "frozen"),
-    ("places", "train"),
+    ("errors", "config", "report.page"),
+    ("training.storage", "training.machine", "augmentations", "losses", "metrics", "report.plotting"),
+    ("data.folders", "data.images", "data.textures", "training.graph", "training.state", "features.stains", "models"),
+    ("data.layouts", "features.backbones"),
+    ("features.places", "train"),
     ("data.cifar10", "score"),
     ("data",),
     ("data.tiles",),
-    ("detectors.neighbours", "detectors.paper", "detectors.strong", "show.report", "synthetic", "region"),
-    ("detectors.adapted", "detectors.rivals.attention", "detectors.rivals.networks", "detectors.rivals.rival"),
-    ("detectors.rivals.anogan", "detectors.rivals.autoencoder", "detectors.rivals.cavga", "detectors.rivals.gamma_vae"),
-    ("detectors.rivals.lsa", "detectors.rivals.ocgan", "detectors.rivals.students", "detectors.rivals.superpixels"),
-    ("detectors.rivals.ulslm", "detectors.rivals.vevae", "detectors.skips", "detectors.dcgan"),
-    ("detectors.rivals", "detectors.guided"),
+    ("detectors.neighbours", "detectors.paper", "detectors.strong", "report.report", "run.self_check", "run.region"),
+    ("detectors.adapted", "detectors.baselines.attention", "detectors.baselines.networks", "detectors.network"),
+    ("detectors.baselines.anogan", "detectors.baselines.autoencoder", "detectors.baselines.cavga"),
+    ("detectors.baselines.gamma_vae", "detectors.baselines.lsa", "detectors.baselines.ocgan"),
+    ("detectors.baselines.students", "detectors.baselines.superpixels", "detectors.baselines.ulslm"),
+    ("detectors.baselines.vevae", "detectors.map", "detectors.dcgan"),
+    ("detectors.baselines", "detectors.guided"),
     ("detectors",),
-    ("run",),
-    ("show.export", "show.scoring", "study.bench", "study.tables"),
-    ("show.follow", "study.results", "study.processes", "show.explore"),
+    ("run.run",),
+    ("run.export", "report.scoring", "study.bench", "study.tables"),
+    ("report.follow", "study.results", "study.processes", "widgets"),
     ("study.summary", "study.plan"),
-    ("study.claims", "study.engines", "study.beside"),
-    ("arguments",),
-    ("commands",),
+    ("study.claims", "study.engines", "study.compare_anomalib"),
+    ("cli.arguments",),
+    ("cli.commands",),
     ("cli",),
     ("__main__",),
 ]
-LEVEL = {"__init__": -1, "show": -1, "study": -1} | {m: level for level, row in enumerate(ROWS) for m in row}
+LEVEL = dict.fromkeys(("__init__", "training", "features", "run", "report", "study"), -1) | {
+    m: level for level, row in enumerate(ROWS) for m in row
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((PACKAGE.parent / "tests").glob("*.py"))
 
@@ -52,7 +55,7 @@ TESTS = sorted((PACKAGE.parent / "tests").glob("*.py"))
 def name_of(path: Path) -> str:
     """Name of a file's module below the package: data.layouts, data for its __init__; all widgets are one."""
     name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-    return "show.explore" if name.startswith("show.explore.") else name
+    return "widgets" if name.startswith("widgets.") else name
 
 
 MODULES = sorted(
@@ -76,7 +79,7 @@ def imported(source: str, package: str = "attnad") -> set[str]:
         for name in names:
             parts = name.split(".")[1:] if name.startswith("attnad.") else []
             known = [
-                ".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in NAMES | {"show.explore"}
+                ".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in NAMES | {"widgets"}
             ]
             found |= set(known[:1])
     return found
@@ -94,11 +97,11 @@ def f():
 """
     assert imported(source) == {"config", "losses", "models", "data", "train"}
     source = "from ..score import s\nfrom .widgets import w\nfrom . import w"
-    assert imported(source, "attnad.show") == {"score", "show"}
+    assert imported(source, "attnad.report") == {"score", "report"}
     assert imported("from attnad.data import textures\nfrom attnad.data.layouts import x\nfrom attnad import data") == {
         "data.textures", "data.layouts", "data",
     }  # fmt: skip
-    assert imported("from attnad.show.explore.front import y") == {"show.explore"}
+    assert imported("from attnad.widgets.front import y") == {"widgets"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -177,12 +180,12 @@ for arguments in (["--help"], ["train", "--help"], ["reproduce", "--help"], ["tr
 print(json.dumps(loaded))
 """
     loaded = set(run(code, tmp_path))
-    assert "attnad.arguments" in loaded
-    assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy", "attnad.commands"}
+    assert "attnad.cli.arguments" in loaded
+    assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy", "attnad.cli.commands"}
 
 
 def test_commands_import_what_few_of_them_need_only_then(tmp_path):
-    loaded = set(run("import json, sys, attnad.commands; print(json.dumps(sorted(sys.modules)))", tmp_path))
+    loaded = set(run("import json, sys, attnad.cli.commands; print(json.dumps(sorted(sys.modules)))", tmp_path))
     assert "torch" in loaded
     assert not loaded & {"torchvision", "timm", "matplotlib.pyplot", "skimage", "sklearn", "torch._dynamo"}
 

@@ -35,9 +35,9 @@ from dataclasses import replace
 from pathlib import Path
 from attnad.config import recipe
 from attnad.data import load_test
-from attnad.show.explore import AttentionExplorer, PaintDefect
-from attnad.show.export import load_exported
-from attnad.run import train_run
+from attnad.widgets import AttentionExplorer, PaintDefect
+from attnad.run.export import load_exported
+from attnad.run.run import train_run
 
 exported = load_exported(Path({str(MODEL)!r}))
 test = load_test("textures", size=64)
@@ -54,9 +54,9 @@ config = replace(config, size=32, attention=replace(config.attention, epochs=2, 
 run = train_run(replace(config, adgan=replace(config.adgan, epochs=1)), Path("run"), progress=False)
 from_torch = PaintDefect(run)
 from_torch""",
-    "from attnad.show.explore import Synthesis\nsynthesis = Synthesis(test.images[:2])\nsynthesis",
+    "from attnad.widgets import Synthesis\nsynthesis = Synthesis(test.images[:2])\nsynthesis",
     """
-from attnad.show.explore import ScoreThreshold
+from attnad.widgets import ScoreThreshold
 groups = ["good" if kind == "good" else "anomalous" for kind in explorer._facts["names"]]
 histograms = ScoreThreshold(explorer._facts["scores"], groups, exported.facts["threshold"])
 histograms""",

@@ -41,13 +41,15 @@ def take_steps(encoder: str, shapes: list[tuple[int, int, int]]) -> None:
     """One step of both stages for each shape, said before it is taken."""
     import torch
 
-    from attnad.config import ADGANConfig, AttentionConfig, RunConfig
+    from attnad.config import ADGANConfig, AttentionConfig, PaperConfig
     from attnad.train import train_adgan, train_attention
 
     for width, size, batch in shapes:
         print(f"{encoder}, width {width}, {size} px, batch {batch}", flush=True)
         stage1 = AttentionConfig(encoder=encoder, width=width, latent=8, epochs=2, batch=batch)
-        config = RunConfig(size=size, attention=stage1, adgan=ADGANConfig(epochs=2, batch=batch, synthetic_fakes=True))
+        config = PaperConfig(
+            size=size, attention=stage1, adgan=ADGANConfig(epochs=2, batch=batch, synthetic_fakes=True)
+        )
         images = torch.randint(0, 256, (batch, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
         network, _ = train_attention(config, images, device=torch.device("cpu"), progress=False)
         train_adgan(config, images, network, device=torch.device("cpu"), progress=False)  # raises where not finite

@@ -17,17 +17,17 @@ from torchvision.ops import sigmoid_focal_loss
 from attnad.config import from_dict, to_dict
 from attnad.data import load_test, load_train
 from attnad.detectors import recipe
-from attnad.detectors.skips import AttentionMap, AttentionPyramid, MapConfig, one_cycle
+from attnad.detectors.map import AttentionMap, AttentionPyramid, MapConfig, one_cycle
 from attnad.errors import Stopped, TrainingError
-from attnad.frozen import frozen_network
+from attnad.features.backbones import frozen_network
+from attnad.features.stains import StainConfig, highest_within, soften, stain, summed_noise, unchanged
 from attnad.losses import dice_loss, focal_loss
 from attnad.metrics import auroc
-from attnad.run import load_run, train_run
-from attnad.stains import StainConfig, highest_within, soften, stain, summed_noise, unchanged
-from attnad.state import stopping
+from attnad.run.run import load_run, train_run
 from attnad.study.tables import override
+from attnad.training.state import stopping
 
-SMALL = replace(recipe("map", "textures"), size=32, least=64, width=16, epochs=4)
+SMALL = replace(recipe("map", "textures"), size=32, min_side=64, width=16, epochs=4)
 
 
 # --- stains and scratches --------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_a_run_from_before_the_encoder_could_be_tuned_is_read():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("focal_weight", -1.0), ("dice_weight", float("inf")), ("width", 1), ("least", 100),
+    [("focal_weight", -1.0), ("dice_weight", float("inf")), ("width", 1), ("min_side", 100),
      ("stains.window", (0.4, 0.02)), ("stains.box", (0.0, 0.1)), ("stains.thinness", 0.5), ("stains.opacity", 1.5),
      ("stains.changed", -0.1)],
 )  # fmt: skip

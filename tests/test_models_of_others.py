@@ -10,7 +10,7 @@ import pytest
 from made import random_run
 
 from attnad.errors import CheckpointError
-from attnad.show.export import export_run, load_exported
+from attnad.run.export import export_run, load_exported
 
 pytest.importorskip("onnx", reason="the extra explore is not installed")
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -13,7 +13,6 @@ from made import write_images
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from attnad.checkpoint import save_tensors
 from attnad.cli import main
 from attnad.data import load_test, load_train, split_normal, textures
 from attnad.detectors.neighbours import (
@@ -27,8 +26,9 @@ from attnad.detectors.neighbours import (
 )
 from attnad.errors import CheckpointError, TrainingError
 from attnad.metrics import METRICS
-from attnad.run import evaluate_run, load_run, train_run
+from attnad.run.run import evaluate_run, load_run, train_run
 from attnad.train import to_float
+from attnad.training.storage import save_tensors
 
 N_TRAIN, N_TEST, SIZE = 20, 6, 64
 
@@ -160,7 +160,7 @@ def test_painted_squares_are_found(bricks, tmp_path):
     scores = run.score(test.images)
     distances, peaks = patch_maps(run.detector.network, test.images, run.detector.stored)
     assert torch.equal(scores.image["patch"], peaks)
-    torch.testing.assert_close(scores.maps, distances / (distances + run.detector.reach))
+    torch.testing.assert_close(scores.maps, distances / (distances + run.detector.map_scale))
     assert 0 <= scores.maps.min() < 0.5 < scores.maps.max() < 1
     again = evaluate_run(load_run(tmp_path / "run", device="cpu"), test)
     assert again == result

@@ -1,4 +1,4 @@
-"""A run that an earlier version wrote still loads, and says of images what it said then.
+"""Runs that earlier versions wrote still load, and say of images what they said then.
 
 `data/old-run` was trained by commit 0bbe9ce, before detectors had one interface:
 `attnad train textures --size 32 --attention.width 2 --attention.latent 2 --attention.epochs 1 --adgan.epochs 1`; its
@@ -8,13 +8,22 @@ scores.json holds that version's scores of every 52nd test image.
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
+import pytest
 import torch
+from made import few_crops
+from safetensors.torch import load_file
 
 from attnad.data import load_test
-from attnad.run import load_run
+from attnad.detectors import recipe
+from attnad.run.run import load_run, train_run
+from attnad.training.storage import load_json, save_json, save_tensors
 
+# Names that configurations and tensors had in files of earlier versions.
+FIELDS = {"min_side": "least", "per_level": "apart", "stain_share": "stained"}
+TENSORS = {"map_scale": "reach", "discriminators": "judges", "gaussians": "places"}
 OLD = Path(__file__).parent / "data" / "old-run"
 
 
@@ -28,3 +37,24 @@ def test_an_old_run_scores_as_it_did():
         torch.testing.assert_close(scores.image[name], torch.tensor(values), rtol=1e-3, atol=1e-4, msg=name)
     torch.testing.assert_close(scores.maps.mean((1, 2)), torch.tensor(means), rtol=1e-3, atol=1e-4)
     assert abs(scores.maps.std().item() - deviation) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["strong", "guided", "neighbours", "ae-l2"])
+def test_names_of_earlier_versions_are_read(name, tmp_path, monkeypatch):
+    few_crops(monkeypatch)
+    config = replace(recipe(name, "textures"), size=32)
+    if "epochs" in {field.name for field in fields(config)}:
+        config = replace(config, epochs=1)
+    run = train_run(config, tmp_path, device="cpu", progress=False)
+    values = load_json(tmp_path / "config.json")
+    save_json(tmp_path / "config.json", {FIELDS.get(key, key): value for key, value in values.items()})
+    renamed = 0
+    for path in tmp_path.glob("*.safetensors"):
+        tensors = load_file(path)
+        then = {".".join(TENSORS.get(part, part) for part in key.split(".")): v for key, v in tensors.items()}
+        renamed += len(then.keys() - tensors.keys())
+        save_tensors(path, then)
+    assert renamed
+    old, images = load_run(tmp_path, device="cpu"), load_test("textures", size=32).images[:4]
+    assert old.config == run.config
+    assert torch.equal(old.score(images).maps, run.score(images).maps)

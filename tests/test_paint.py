@@ -15,8 +15,8 @@ from PIL import Image
 from torchvision.transforms.functional import gaussian_blur
 
 from attnad.data import load_test
-from attnad.show.explore import PaintDefect
-from attnad.show.export import load_exported
+from attnad.run.export import load_exported
+from attnad.widgets import PaintDefect
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "book/web/textures.onnx"

@@ -13,15 +13,15 @@ import torch
 from made import fails, write_images
 from PIL import Image
 
-from attnad.arguments import parse_arguments
-from attnad.checkpoint import load_json
 from attnad.cli import main
+from attnad.cli.arguments import parse_arguments
 from attnad.data import load_train, near_copies, split_normal, textures
 from attnad.data.images import resized, to_tensor
 from attnad.metrics import expected_false_alarms, normal_threshold
+from attnad.training.storage import load_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
+TINY = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "16"]
 
 
 def photos(folder: str | Path, n: int = 20, first: int = 0, texture: str = "gravel") -> Path:
@@ -45,7 +45,7 @@ def said_of_training(capsys, *arguments: str | Path) -> str:
         "--seed 3 photos",
         "--seed 3 photos --out r",
         "--out photos --size 64 photos",
-        "--no-apart --normal-class textures --channels=16 photos",
+        "--no-per-level --normal-class textures --channels=16 photos",
         "--tile 64 photos --overlap 8",
     ],
 )
@@ -112,7 +112,7 @@ def test_another_normal_class_under_the_same_name_is_another_data_set(capsys):
 
 
 def test_a_run_of_a_version_that_kept_no_sum_of_its_files_loads(capsys):
-    from attnad.checkpoint import save_json
+    from attnad.training.storage import save_json
 
     good = photos("good")
     said_of_training(capsys, good, *TINY, "--out", "run")

@@ -11,8 +11,15 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import empirical_covariance
 from torch.distributions import Independent, Normal
 
+from attnad.features.places import (
+    PatchDiscriminator,
+    PatchFeatures,
+    PatchGaussians,
+    distance,
+    fit_gaussians,
+    train_discriminator,
+)
 from attnad.models import EfficientNetLite0, ResNet18
-from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -50,18 +57,18 @@ def average(f: np.ndarray) -> np.ndarray:
 
 def test_levels_are_the_encoders_averaged_over_neighbours(resnet):
     x = torch.rand(2, 3, 128, 128, generator=rng())
-    found = PlaceFeatures(resnet)(x)
+    found = PatchFeatures(resnet)(x)
     with torch.no_grad():
         raw = [f.numpy() for f in resnet.pyramid(x)]
     fine = average(raw[0]).reshape(2, 4, 32, 2, 32, 2).mean((3, 5))
     for level, wanted in zip(found, (fine, average(raw[1]), average(raw[2]), raw[3]), strict=True):
         np.testing.assert_allclose(level, wanted, rtol=1e-4, atol=1e-5)
-    assert [128 // f.shape[-1] for f in found] == list(PlaceFeatures(resnet).strides)
+    assert [128 // f.shape[-1] for f in found] == list(PatchFeatures(resnet).strides)
 
 
 def test_joined_levels_are_one_of_stride_8(resnet):
     x = torch.rand(1, 3, 128, 128, generator=rng())
-    together = PlaceFeatures(resnet, apart=False)
+    together = PatchFeatures(resnet, per_level=False)
     (found,) = together(x)
     with torch.no_grad():
         fine, middle, coarse = (average(f.numpy()) for f in resnet.pyramid(x)[1:])
@@ -76,25 +83,25 @@ def test_joined_levels_are_one_of_stride_8(resnet):
 def test_small_images_are_enlarged_first(resnet):
     x = torch.rand(2, 3, 32, 32, generator=rng())
     large = torch.nn.functional.interpolate(x, size=(128, 128), mode="bilinear")
-    for small, wanted in zip(PlaceFeatures(resnet)(x), PlaceFeatures(resnet)(large), strict=True):
+    for small, wanted in zip(PatchFeatures(resnet)(x), PatchFeatures(resnet)(large), strict=True):
         assert torch.equal(small, wanted)
-    assert PlaceFeatures(resnet, least=32)(x)[0].shape[-1] == 8
+    assert PatchFeatures(resnet, min_side=32)(x)[0].shape[-1] == 8
 
 
 def test_so_many_channels_are_kept_and_the_seed_says_which(resnet):
     x = torch.rand(1, 3, 128, 128, generator=rng())
-    every = PlaceFeatures(resnet)(x)
-    few = PlaceFeatures(resnet, channels=6, seed=1)
+    every = PatchFeatures(resnet)(x)
+    few = PatchFeatures(resnet, channels=6, seed=1)
     assert few.widths == [4, 6, 6, 6]
     for i, (level, whole) in enumerate(zip(few(x), every, strict=True)):
         assert torch.equal(level, whole[:, getattr(few, f"kept{i}")])
-    assert torch.equal(PlaceFeatures(resnet, channels=6, seed=1).kept3, few.kept3)
-    assert not torch.equal(PlaceFeatures(resnet, channels=6, seed=2).kept3, few.kept3)
+    assert torch.equal(PatchFeatures(resnet, channels=6, seed=1).kept3, few.kept3)
+    assert not torch.equal(PatchFeatures(resnet, channels=6, seed=2).kept3, few.kept3)
 
 
 def test_the_encoder_stays_as_it_is(resnet):
     before = {name: value.clone() for name, value in resnet.state_dict().items()}
-    frozen = PlaceFeatures(resnet).train()
+    frozen = PatchFeatures(resnet).train()
     frozen(torch.rand(4, 3, 128, 128, generator=rng()))
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
@@ -116,7 +123,7 @@ def test_both_encoders_say_their_channels(resnet):
 def test_distances_are_mahalanobis_of_each_place():
     """Against scikit-learn's covariance and SciPy's distance, with the shrinking and the ridge written out."""
     f, new, shrink, ridge = features(), features(6, seed=1), 0.3, 0.01
-    (places,) = fit_places([[f]], shrink=shrink, ridge=ridge)
+    (places,) = fit_gaussians([[f]], shrink=shrink, ridge=ridge)
     found = distance(places(new)).numpy()
     values = f.flatten(2).numpy().astype(np.float64)  # [n, c, p]
     covariances = np.stack([empirical_covariance(values[:, :, p]) for p in range(9)])
@@ -131,7 +138,7 @@ def test_distances_are_mahalanobis_of_each_place():
 
 def test_whitened_features_of_what_was_fitted_are_standard():
     f = features(400)
-    (places,) = fit_places([[f]], shrink=0.0, ridge=1e-9)
+    (places,) = fit_gaussians([[f]], shrink=0.0, ridge=1e-9)
     white = places(f).flatten(2)  # [n, c, p]
     torch.testing.assert_close(white.mean(0), torch.zeros(5, 9), atol=1e-3, rtol=0)
     for p in range(9):
@@ -141,8 +148,8 @@ def test_whitened_features_of_what_was_fitted_are_standard():
 
 def test_batches_do_not_matter():
     f, other = features(), features(seed=3, side=2)
-    whole = fit_places([[f, other]], shrink=0.5, ridge=0.002)
-    parts = fit_places(([f[i : i + 7], other[i : i + 7]] for i in range(0, 40, 7)), shrink=0.5, ridge=0.002)
+    whole = fit_gaussians([[f, other]], shrink=0.5, ridge=0.002)
+    parts = fit_gaussians(([f[i : i + 7], other[i : i + 7]] for i in range(0, 40, 7)), shrink=0.5, ridge=0.002)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a(f if a.side == 3 else other), b(f if a.side == 3 else other), rtol=1e-3, atol=1e-3)
 
@@ -151,18 +158,18 @@ def test_batches_do_not_matter():
 def test_few_images_and_dead_channels_give_finite_distances(n):
     f = features(n)
     f[:, 2] = 0.25  # never varies
-    (places,) = fit_places([[f]], shrink=0.5, ridge=0.002)
+    (places,) = fit_gaussians([[f]], shrink=0.5, ridge=0.002)
     found = distance(places(features(4, seed=5)))
     assert found.isfinite().all()
     with pytest.raises(ValueError, match="no normal image to fit"):
-        fit_places([], shrink=0.5, ridge=0.002)
+        fit_gaussians([], shrink=0.5, ridge=0.002)
 
 
 def test_large_means_cost_no_precision():
     """The sums are taken about the first batch's mean: a mean of ten thousand deviations changes nothing."""
     f = features(64)
-    (near,) = fit_places([[f]], shrink=0.5, ridge=0.002)
-    (far,) = fit_places([[f[:16] + 10_000], [f[16:] + 10_000]], shrink=0.5, ridge=0.002)
+    (near,) = fit_gaussians([[f]], shrink=0.5, ridge=0.002)
+    (far,) = fit_gaussians([[f[:16] + 10_000], [f[16:] + 10_000]], shrink=0.5, ridge=0.002)
     torch.testing.assert_close(far(f + 10_000), near(f), rtol=0, atol=0.02)
 
 
@@ -172,7 +179,7 @@ def test_large_means_cost_no_precision():
 @pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
 def test_a_judge_starts_as_the_best_answer_for_gaussians(noise):
     z = torch.randn(200, 6, generator=rng())
-    judge = Judge(6, noise, 8).eval()
+    judge = PatchDiscriminator(6, noise, 8).eval()
     real = Independent(Normal(torch.zeros(6), torch.ones(6)), 1)
     fake = Independent(Normal(torch.zeros(6), torch.full((6,), math.sqrt(1 + noise**2))), 1)
     torch.testing.assert_close(judge(z), real.log_prob(z) - fake.log_prob(z), rtol=1e-4, atol=1e-4)
@@ -180,11 +187,13 @@ def test_a_judge_starts_as_the_best_answer_for_gaussians(noise):
     torch.testing.assert_close(judge.distance(white), distance(white), rtol=1e-4, atol=1e-4)
 
 
-def teach(real: torch.Tensor, *, rate: float = 1e-3, steps: int = 300, seed: int = 0) -> tuple[Judge, float, float]:
+def teach(
+    real: torch.Tensor, *, rate: float = 1e-3, steps: int = 300, seed: int = 0
+) -> tuple[PatchDiscriminator, float, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        judge = Judge(real.shape[1], 1.0, 32)
-    values = train_judge(judge, real, 1.0, steps=steps, batch=1024, learning_rate=rate, generator=rng(seed))
+        judge = PatchDiscriminator(real.shape[1], 1.0, 32)
+    values = train_discriminator(judge, real, 1.0, steps=steps, batch=1024, learning_rate=rate, generator=rng(seed))
     return judge, *values
 
 
@@ -217,8 +226,8 @@ def test_a_judge_learns_from_other_fakes_what_noise_does_not_show():
     middle = 0.1 * torch.randn(1000, 2, generator=generator)  # no distance from the mean shows these
     for share in (0.0, 0.5, 1.0):
         torch.manual_seed(0)
-        judge = Judge(2, 1.5, 32)
-        before, after = train_judge(
+        judge = PatchDiscriminator(2, 1.5, 32)
+        before, after = train_discriminator(
             judge, ring.half(), 1.5, steps=200, batch=512, learning_rate=1e-2, generator=generator,
             others=middle.half(), share=share,
         )  # fmt: skip
@@ -234,7 +243,7 @@ def test_a_judge_without_other_fakes_has_noise():
         torch.manual_seed(0)
         more = {"steps": 3, "batch": 16, "learning_rate": 1e-2, "generator": rng(1)}
         real = torch.randn(50, 3, generator=rng(2))
-        losses.append(train_judge(Judge(3, 1.5, 8), real, 1.5, others=others, share=0.5, **more))
+        losses.append(train_discriminator(PatchDiscriminator(3, 1.5, 8), real, 1.5, others=others, share=0.5, **more))
     assert losses[0] == losses[1]
 
 
@@ -260,8 +269,8 @@ def test_half_precision_features_teach_the_same():
 
 
 def test_places_load_as_they_were():
-    (fitted,) = fit_places([[features()]], shrink=0.5, ridge=0.002)
-    empty = Places(5, 3)
+    (fitted,) = fit_gaussians([[features()]], shrink=0.5, ridge=0.002)
+    empty = PatchGaussians(5, 3)
     empty.load_state_dict(fitted.state_dict())
     f = features(3, seed=2)
     assert torch.equal(empty(f), fitted(f))

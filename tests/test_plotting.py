@@ -14,8 +14,8 @@ from PIL import Image
 
 from attnad.cli import main
 from attnad.config import recipe
-from attnad.run import train_run
-from attnad.show.plotting import COLOURS, choose, gallery, overlay
+from attnad.report.plotting import COLOURS, choose, gallery, overlay
+from attnad.run.run import train_run
 
 KINDS = ("good",) * 20 + ("hole",) * 5 + ("crack",) * 2 + ("stain",) * 9
 

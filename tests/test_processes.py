@@ -22,15 +22,15 @@ import pytest
 import torch
 from waiting import PATIENCE, until
 
-from attnad.checkpoint import load_tensors
 from attnad.cli import main
 from attnad.errors import SettingError, Stopped, TrainingError
-from attnad.state import Log, stopping
 from attnad.study.engines import measure, reproduce
 from attnad.study.plan import ORDER, Seconds, everything, missing
 from attnad.study.processes import run_in_processes, share_of_cores
 from attnad.study.results import COLUMNS, read_results, write_results
 from attnad.study.tables import CIFAR10_CLASSES, CLASSES, MVTEC_CATEGORIES, TABLES, Job, folder_name, jobs
+from attnad.training.state import Log, stopping
+from attnad.training.storage import load_tensors
 
 TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
 

@@ -19,13 +19,13 @@ from faults import ROOT, TINY, in_a_process, same_run
 from made import weights
 from waiting import PATIENCE
 
-from attnad.checkpoint import load_json, load_tensors, save_tensors
 from attnad.cli import main
-from attnad.config import RunConfig, from_dict, recipe
+from attnad.config import PaperConfig, from_dict, recipe
 from attnad.data import load_test, load_train
-from attnad.run import load_run, train_run
-from attnad.state import read_log
+from attnad.run.run import load_run, train_run
 from attnad.train import train_attention
+from attnad.training.state import read_log
+from attnad.training.storage import load_json, load_tensors, save_tensors
 
 # --- the same again --------------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def test_scores_hardly_depend_on_the_precision(bricks, undisturbed, monkeypatch)
         torch.testing.assert_close(dict(mixed.named())[name], values, rtol=0, atol=within, msg=name)
 
 
-def losses_with(threads: int, config: RunConfig) -> list[float]:
+def losses_with(threads: int, config: PaperConfig) -> list[float]:
     """The losses of the first epoch of stage 1."""
     torch.set_num_threads(threads)
     images = load_train(config.data, size=config.size, normal_class=config.normal_class).images[:256]
@@ -104,7 +104,7 @@ def test_training_begins_alike_with_any_number_of_threads(batch, within):
 # --- no leak ---------------------------------------------------------------------------------------------------------
 
 
-def train_blindly(config: RunConfig, folder: Path) -> str:
+def train_blindly(config: PaperConfig, folder: Path) -> str:
     """Train with a guard that raises as soon as anything below test or ground_truth is opened or listed."""
 
     def guard(event: str, arguments: tuple) -> None:
@@ -123,7 +123,7 @@ def train_blindly(config: RunConfig, folder: Path) -> str:
 
 
 def test_training_looks_at_no_test_image(undisturbed, tmp_path):
-    config = from_dict(RunConfig, load_json(undisturbed.run / "config.json"))
+    config = from_dict(PaperConfig, load_json(undisturbed.run / "config.json"))
     assert "was looked at" in in_a_process(train_blindly, config, tmp_path / "run")[0]
     assert weights(tmp_path / "run") == weights(undisturbed.run)
 

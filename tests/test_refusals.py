@@ -16,7 +16,9 @@ from made import small
 from safetensors.torch import save_file
 from torch import nn
 
-from attnad.checkpoint import (
+from attnad.config import PaperConfig, from_dict, recipe, to_dict
+from attnad.errors import CheckpointError
+from attnad.training.storage import (
     load_json,
     load_module,
     load_tensors,
@@ -24,8 +26,6 @@ from attnad.checkpoint import (
     save_json,
     save_tensors,
 )
-from attnad.config import RunConfig, from_dict, recipe, to_dict
-from attnad.errors import CheckpointError
 
 # Refused
 
@@ -220,24 +220,24 @@ def configs(cls: type):
 
 
 @settings(max_examples=50)
-@given(config=configs(RunConfig))
+@given(config=configs(PaperConfig))
 def test_configs_survive_json(config):
     values = json.loads(json.dumps(to_dict(config)))
-    assert from_dict(RunConfig, values) == config
-    assert from_dict(RunConfig, to_dict(config)) == config
-    assert hash(from_dict(RunConfig, values)) == hash(config), "lists became tuples again"
+    assert from_dict(PaperConfig, values) == config
+    assert from_dict(PaperConfig, to_dict(config)) == config
+    assert hash(from_dict(PaperConfig, values)) == hash(config), "lists became tuples again"
 
 
 @pytest.mark.parametrize("name", ["quick", "paper"])
 def test_recipes_survive_json(name):
     config = recipe(name, "textures")
-    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(PaperConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 @pytest.mark.parametrize("part", [(), ("augment",), ("attention",), ("adgan",)], ids=".".join)
 def test_unknown_and_missing_keys_are_named(part):
     for change in (lambda t: t.update(typo=1), lambda t: t.pop(next(iter(t)))):
-        values = to_dict(RunConfig())
+        values = to_dict(PaperConfig())
         table = values
         for key in part:
             table = table[key]
@@ -245,7 +245,7 @@ def test_unknown_and_missing_keys_are_named(part):
         change(table)
         (odd,) = before ^ set(table)
         with pytest.raises(ValueError, match=rf"\b{odd}\b"):
-            from_dict(RunConfig, values)
+            from_dict(PaperConfig, values)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_unknown_and_missing_keys_are_named(part):
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_named(field, value):
-    values = to_dict(RunConfig())
+    values = to_dict(PaperConfig())
     *parts, last = field.split(".")
     table = values
     for key in parts:
@@ -271,21 +271,21 @@ def test_values_of_another_type_are_named(field, value):
     assert last in table
     table[last] = value
     with pytest.raises(ValueError, match=rf"\.{last} cannot be") as raised:
-        from_dict(RunConfig, values)
+        from_dict(PaperConfig, values)
     assert len(str(raised.value).splitlines()) == 1
 
 
 def test_whole_numbers_do_for_floats():
-    values = to_dict(RunConfig())
+    values = to_dict(PaperConfig())
     values["attention"]["adv_weight"], values["augment"]["box_area"] = 2, [0, 1]
-    config = from_dict(RunConfig, values)
+    config = from_dict(PaperConfig, values)
     assert config.attention.adv_weight == 2
     assert config.augment.box_area == (0, 1)
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_what_is_no_table_is_refused(value):
-    with pytest.raises(ValueError, match="RunConfig needs a table"):
-        from_dict(RunConfig, value)
+    with pytest.raises(ValueError, match="PaperConfig needs a table"):
+        from_dict(PaperConfig, value)
     with pytest.raises(ValueError, match="ADGANConfig needs a table"):
-        from_dict(RunConfig, to_dict(RunConfig()) | {"adgan": value})
+        from_dict(PaperConfig, to_dict(PaperConfig()) | {"adgan": value})

@@ -12,15 +12,15 @@ import torch
 from made import fails
 from PIL import Image, ImageDraw, ImageFilter
 
-from attnad.checkpoint import load_json
 from attnad.cli import main
 from attnad.data import load_images, load_train, split_normal, textures
 from attnad.metrics import normal_threshold
-from attnad.region import FROM_MAP, read_region
-from attnad.run import load_run
+from attnad.run.region import FROM_MAP, read_region
+from attnad.run.run import load_run
+from attnad.training.storage import load_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-TINY = ["--recipe", "gaussian", "--size", "64", "--least", "64", "--channels", "16"]
+TINY = ["--recipe", "gaussian", "--size", "64", "--min-side", "64", "--channels", "16"]
 LEFT, RIGHT = (4, 20, 14, 44), (50, 20, 60, 44)  # rectangles that are painted, in pixels
 
 
@@ -101,7 +101,7 @@ def test_training_in_a_small_region_ends_with_what_is_found_there(photos, tmp_pa
     mask = Image.new("L", (128, 64))
     ImageDraw.Draw(mask).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
     mask.save(tmp_path / "mask.png")
-    better = ("--least", "128", "--channels", "176")  # the tiny detector of the other tests sees too little
+    better = ("--min-side", "128", "--channels", "176")  # the tiny detector of the other tests sees too little
     assert train(photos, tmp_path / "run", *better, "--region", tmp_path / "mask.png") == 0
     check = load_json(tmp_path / "run" / "run.json")["synthetic"]
     print(check)

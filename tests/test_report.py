@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnad.show.report import Axis, card, heat_map, heat_overlay, write_page, write_report
+from attnad.report.report import Axis, card, heat_map, heat_overlay, write_page, write_report
 
 NASTY = [
     "plain.png",

@@ -14,7 +14,7 @@ import pytest
 from studies import PAPER, processes, row
 from waiting import PATIENCE
 
-from attnad.config import RunConfig
+from attnad.config import PaperConfig
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.errors import DataError
 from attnad.study.results import KEY, read_results, rows, write_results
@@ -27,7 +27,7 @@ from attnad.study.tables import (
 
 def test_rows_from_an_outcome_by_hand():
     names = {"image_auroc": "image_auroc", "aupro": "aupro", "scratch": "by_kind.defect.image_auroc", "none": "x.y"}
-    job = Job("table5", "cat", TABLES["table5"][0]._replace(rows={"ours": names}), RunConfig(data="cifar10", seed=4))
+    job = Job("table5", "cat", TABLES["table5"][0]._replace(rows={"ours": names}), PaperConfig(data="cifar10", seed=4))
     outcome = {
         "image_auroc": 2 / 3, "aupro": 0.25, "by_kind": {"defect": {"n": 5, "image_auroc": 1.0}}, "n": 30, "n_good": 10,
         "n_pixel_images": 20, "dataset": "CIFAR-10", "commit": "abc",
@@ -221,9 +221,9 @@ def test_a_name_stands_once_beside_its_lines():
 def test_classes_can_be_lines():
     header = ("method", "run", "seeds", "mean of all", "airplane", "truck")
     table = Summary(header, (("a", "paper", "", "0.6", "-", "-"), ("a", "1", "1", "0.5", "0.4", "0.6")), ())
-    assert table.turn().header == ("class", "a, run paper", "a, run 1")
-    assert table.turn().rows == (("airplane", "-", "0.4"), ("truck", "-", "0.6"), ("mean of all", "0.6", "0.5"))
-    one = table.turn(lambda line: line["run"] == "1")
+    assert table.transpose().header == ("class", "a, run paper", "a, run 1")
+    assert table.transpose().rows == (("airplane", "-", "0.4"), ("truck", "-", "0.6"), ("mean of all", "0.6", "0.5"))
+    one = table.transpose(lambda line: line["run"] == "1")
     assert (one.header, one.rows[-1]) == (("class", "a"), ("mean of all", "0.5"))
 
 

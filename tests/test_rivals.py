@@ -13,31 +13,31 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from attnad.checkpoint import load_tensors
 from attnad.cli import main
-from attnad.config import RIVALS as NAMES
+from attnad.config import BASELINES as NAMES
 from attnad.data import load_test, load_train, textures
 from attnad.detectors import recipe
-from attnad.detectors.rivals import RIVALS
-from attnad.detectors.rivals.anogan import search_loss
-from attnad.detectors.rivals.attention import weighted
-from attnad.detectors.rivals.autoencoder import dissimilarity, squared_error
-from attnad.detectors.rivals.cavga import expansion_loss
-from attnad.detectors.rivals.gamma_vae import energy, negative_elbo
-from attnad.detectors.rivals.lsa import Autoregression, surprise
-from attnad.detectors.rivals.networks import vae_loss
-from attnad.detectors.rivals.ocgan import ocgan_loss
-from attnad.detectors.rivals.students import regression_error, student_loss, uncertainty
-from attnad.detectors.rivals.superpixels import group_masks, masked_error, superpixels
-from attnad.detectors.rivals.ulslm import generator_loss, signs_loss
+from attnad.detectors.baselines import BASELINES
+from attnad.detectors.baselines.anogan import search_loss
+from attnad.detectors.baselines.attention import weighted
+from attnad.detectors.baselines.autoencoder import dissimilarity, squared_error
+from attnad.detectors.baselines.cavga import expansion_loss
+from attnad.detectors.baselines.gamma_vae import energy, negative_elbo
+from attnad.detectors.baselines.lsa import Autoregression, surprise
+from attnad.detectors.baselines.networks import vae_loss
+from attnad.detectors.baselines.ocgan import ocgan_loss
+from attnad.detectors.baselines.students import regression_error, student_loss, uncertainty
+from attnad.detectors.baselines.superpixels import group_masks, masked_error, superpixels
+from attnad.detectors.baselines.ulslm import generator_loss, signs_loss
 from attnad.errors import CheckpointError, Stopped, TrainingError
-from attnad.run import Run, evaluate_run, load_run, train_run
-from attnad.state import read_log, stopping
+from attnad.run.run import Run, evaluate_run, load_run, train_run
 from attnad.study.tables import RIVAL_NAMES, override
+from attnad.training.state import read_log, stopping
+from attnad.training.storage import load_tensors
 
 N_TRAIN, N_TEST, SIZE = 40, 12, 32
 SMALL = {"size": SIZE, "width": 8, "latent": 16, "epochs": 15, "batch": 8}
-ALIKE = (*RIVALS, "dcgan")  # dcgan is no rival, but trained as they are
+ALIKE = (*BASELINES, "dcgan")  # dcgan is no rival, but trained as they are
 VALUES: dict[str, dict] = {"anogan": {"epochs": 40, "search": 30}}  # of those that need others
 # Adversarial losses need not fall. In so few steps two rivals come nearer to the images, and the drawings of two, grey
 # at first, to their contrast.
@@ -212,10 +212,10 @@ def trained(bricks, tmp_path_factory):
 
 
 def test_the_names_stand_everywhere():
-    assert tuple(RIVALS) == NAMES == tuple(RIVAL_NAMES)
+    assert tuple(BASELINES) == NAMES == tuple(RIVAL_NAMES)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_it_learns_normal_images(name, bricks, trained, tmp_path):
     run, folder = trained(name)
     images = load_train(str(bricks), size=SIZE).images
@@ -223,7 +223,7 @@ def test_it_learns_normal_images(name, bricks, trained, tmp_path):
     assert scores.maps.shape == (N_TRAIN, SIZE, SIZE)
     assert 0 <= scores.maps.min() < 0.5 < scores.maps.max() < 1
     if name not in (*GIVE_BACK, *DRAW):
-        log = [float(loss) for _, _, term, loss, _ in read_log(folder / "log.csv") if term == RIVALS[name].terms[0]]
+        log = [float(loss) for _, _, term, loss, _ in read_log(folder / "log.csv") if term == BASELINES[name].terms[0]]
         assert log[-1] < log[0] - 0.2 * abs(log[0])
         return
     untrained = train_run(config(name, bricks, epochs=0), tmp_path / "0", device="cpu", progress=False)
@@ -235,7 +235,7 @@ def test_it_learns_normal_images(name, bricks, trained, tmp_path):
         assert (new - contrast).abs() < 0.85 * (old - contrast).abs()
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_it_finds_painted_squares(name, bricks, trained):
     """Of 12 and 12 images a blind score has AUROC 0.5 +- 0.12: 0.86 is three deviations above."""
     run, _ = trained(name)
@@ -287,7 +287,7 @@ def test_the_command_line_takes_it(name, bricks, trained, tmp_path, capsys):
 
 @pytest.mark.parametrize(("field", "value"), [("size", 40), ("seed", -1), ("width", 1), ("latent", 0), ("beta1", 1.0)])
 def test_values_that_make_no_sense_are_refused_early(field, value, tmp_path):
-    values = override(RIVALS["ae-l2"].recipe("ae-l2", "nowhere"), {field: value})
+    values = override(BASELINES["ae-l2"].recipe("ae-l2", "nowhere"), {field: value})
     with pytest.raises(TrainingError, match=f"{field} cannot be {value}; choose "):
         train_run(values, tmp_path, device="cpu")
 

@@ -24,18 +24,18 @@ import torch
 from made import WEIGHTS, losses, weights, write_images
 from waiting import PATIENCE, until
 
-from attnad import checkpoint
-from attnad.checkpoint import load_json, save_json
-from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, RunConfig, from_dict, to_dict
+from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, PaperConfig, from_dict, to_dict
 from attnad.data import TestSet, load_test, load_train, split_normal, textures
 from attnad.errors import CheckpointError, DataError, TrainingError
 from attnad.metrics import METRICS, auroc, evaluate_scores
-from attnad.run import Run, evaluate_run, load_run, train_run
+from attnad.run.run import Run, evaluate_run, load_run, train_run
 from attnad.score import score
+from attnad.training import storage
+from attnad.training.storage import load_json, save_json
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["attnad.run", "timm"])
+processes.set_forkserver_preload(["attnad.run.run", "timm"])
 
 STAGE1 = AttentionConfig(
     encoder="resnet18", width=8, latent=8, epochs=8, batch=12, learning_rate=2e-3, kl_weight=0.01, adv_weight=0.05,
@@ -71,12 +71,12 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(data) -> RunConfig:
-    return RunConfig(data=str(data), size=32, attention=STAGE1, adgan=STAGE2)
+def config(data) -> PaperConfig:
+    return PaperConfig(data=str(data), size=32, attention=STAGE1, adgan=STAGE2)
 
 
 @pytest.fixture(scope="module")
-def short(config) -> RunConfig:
+def short(config) -> PaperConfig:
     """As `config`, but trained for a second only."""
     return replace(
         config, attention=replace(STAGE1, width=4, latent=4, epochs=3), adgan=replace(STAGE2, epochs=2, batch=16)
@@ -103,7 +103,7 @@ def test_set(data, tmp_path_factory) -> TestSet:
     return load_test(str(folder), size=32)
 
 
-def train(config: RunConfig, folder: Path, **more) -> Run:
+def train(config: PaperConfig, folder: Path, **more) -> Run:
     return train_run(config, folder, progress=False, **more)
 
 
@@ -155,7 +155,7 @@ def test_higher_scores_mean_more_anomalous(data, test_set, tmp_path):
     Without adversarial terms and with rectangles alone, seeds 0 to 4 on 1, 2 and 4 threads gave a pixel AUROC of 0.95
     or more and an image AUROC of 0.98 or more; the bound leaves twice the distance to what is perfect, and more.
     """
-    config = RunConfig(
+    config = PaperConfig(
         data=str(data), size=32, augment=AugmentConfig(box_area=(0.02, 0.2), whole_share=0.0),
         attention=replace(STAGE1, adv_weight=0.0, adv_ano_weight=0.0, epochs=30), adgan=replace(STAGE2, epochs=1),
     )  # fmt: skip
@@ -171,7 +171,7 @@ def test_the_folder_of_a_finished_run(run, config):
     run, folder = run
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {"config.json", "log.csv", "run.json", *WEIGHTS}
-    assert from_dict(RunConfig, load_json(folder / "config.json")) == config == run.config
+    assert from_dict(PaperConfig, load_json(folder / "config.json")) == config == run.config
     assert load_json(folder / "run.json") == run.facts
     facts = run.facts
     assert facts["n_train"] == 36
@@ -211,7 +211,7 @@ def test_a_loaded_run_scores_as_the_trained_one(run, test_set):
 def test_a_finished_run_is_loaded_not_trained(run, folder, config, data, test_set, monkeypatch):
     (folder / "adgan.state.safetensors").write_bytes(b"left behind by a kill after run.json")
     files = {path.name: path.read_bytes() for path in run[1].iterdir()}
-    monkeypatch.setattr("attnad.run.load_train", lambda *args, **kwargs: pytest.fail("training data was read"))
+    monkeypatch.setattr("attnad.run.run.load_train", lambda *args, **kwargs: pytest.fail("training data was read"))
     again = train(config, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     ours, theirs = (each.score(test_set.images).image["adgan"] for each in (again, run[0]))
@@ -337,8 +337,8 @@ def test_every_configuration_makes_the_round_trip_through_json(config):
     changed = replace(
         config, normal_class="good", image_score="attention", augment=replace(config.augment, grids=(2,), hue=0.0)
     )
-    for each in (config, changed, RunConfig()):
-        assert from_dict(RunConfig, json.loads(json.dumps(to_dict(each)))) == each
+    for each in (config, changed, PaperConfig()):
+        assert from_dict(PaperConfig, json.loads(json.dumps(to_dict(each)))) == each
 
 
 # --- no leak, no loss ------------------------------------------------------------------------------------------------
@@ -376,7 +376,9 @@ def test_a_stage_of_no_epochs_is_left_untrained(short, tmp_path, stage):
     assert load_run(tmp_path).facts == run.facts
 
 
-def train_in_another_process(config: RunConfig, folder: Path, die_writing: str | None, stay: str | None = None) -> None:
+def train_in_another_process(
+    config: PaperConfig, folder: Path, die_writing: str | None, stay: str | None = None
+) -> None:
     """Train, saving after every epoch; die the hard way in the middle of writing the first file of a name.
 
     `stay`: once the log has such a line, train no further: who is to kill the process may come as late as he likes.
@@ -392,7 +394,7 @@ def train_in_another_process(config: RunConfig, folder: Path, die_writing: str |
         if stay and logged(folder, stay)():
             threading.Event().wait()
 
-    checkpoint.os.replace = die_or_replace  # the last step of writing any file
+    storage.os.replace = die_or_replace  # the last step of writing any file
     train_run(config, folder, device="cpu", save_seconds=0, progress=False)
 
 

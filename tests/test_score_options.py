@@ -15,13 +15,13 @@ from made import fails, write_images
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from attnad.checkpoint import load_json, save_json
 from attnad.cli import main
 from attnad.data import load_images, textures
-from attnad.run import load_run
+from attnad.run.run import load_run
+from attnad.training.storage import load_json, save_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
+TINY = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "16"]
 
 
 @pytest.fixture(scope="module")

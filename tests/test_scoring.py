@@ -17,14 +17,14 @@ from photographs import N, rows, scored
 from PIL import Image
 
 from attnad.cli import main
-from attnad.show import scoring
+from attnad.report import scoring
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 STOP_AFTER = """
 import os, signal, sys
 from attnad.cli import main
-from attnad.show import scoring
-from attnad.show.report import cell, table
+from attnad.report import scoring
+from attnad.report.report import cell, table
 add = scoring.ScoreTable.add
 def add_and_stop(self, judged):
     add(self, judged)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from made import images
 from PIL import Image
 
-import attnad.show.follow
+import attnad.report.follow
 from attnad.cli import main
 from attnad.data import load_images
 from attnad.data.images import all_of
@@ -62,7 +62,7 @@ def test_a_line_of_an_error_is_one_line_also_from_another_process():
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shown")
     photographs(folder / "good", 12)
-    recipe = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "8"]
+    recipe = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "8"]
     assert main(["train", str(folder / "good"), *recipe, "--out", str(folder / "run")]) == 0
     return folder / "run"
 
@@ -97,7 +97,7 @@ def scored(run: Path, folder: Path, out: Path) -> None:
 
 
 def trained(run: Path, folder: Path, out: Path) -> None:
-    recipe = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "8"]
+    recipe = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "8"]
     assert main(["train", str(folder), *recipe, "--out", str(out)]) == 2
 
 
@@ -122,9 +122,9 @@ def followed(run: Path, folder: Path, out: Path) -> None:
             elif look == 4:
                 raise KeyboardInterrupt
 
-        patch.setattr(attnad.show.follow, "SETTLED", 0)
-        patch.setattr(attnad.show.follow, "PATIENCE", 0)
-        patch.setattr(attnad.show.follow.time, "sleep", sleep)
+        patch.setattr(attnad.report.follow, "SETTLED", 0)
+        patch.setattr(attnad.report.follow, "PATIENCE", 0)
+        patch.setattr(attnad.report.follow.time, "sleep", sleep)
         assert main(["score", str(run), str(folder), "--follow", "--out", str(out)]) == 0
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attnad import train
 from attnad.augmentations import synthesize
-from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, RunConfig
+from attnad.config import ADGANConfig, AttentionConfig, AugmentConfig, PaperConfig
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.train import MovingAverage, adgan_step, attention_step, train_adgan, train_attention
 
@@ -138,7 +138,7 @@ def test_a_step_of_stage_2_is_a_gan_on_masked_features(stage1, further, train_fe
     fakes = (b["x_ano"], b["maps"][N:]) if further else None
 
     adgan = deepcopy(start)
-    average = MovingAverage(train.judge_of(adgan), stage.ema, torch.device("cpu"))
+    average = MovingAverage(train.discriminator_of(adgan), stage.ema, torch.device("cpu"))
     steps = descent(adgan.encoder, adgan.decoder), descent(adgan.features, adgan.discriminator)
     for _ in range(2):  # the average begins at the second step
         losses = adgan_step(adgan, average, *steps, stage, b["x"], b["maps"][:N], fakes)
@@ -158,7 +158,7 @@ def test_a_step_of_stage_2_is_a_gan_on_masked_features(stage1, further, train_fe
         step_d.zero_grad()
         l_d.backward()
         step_d.step()
-        judges.append({k: v.detach().clone() for k, v in train.judge_of(ref).named_parameters()})
+        judges.append({k: v.detach().clone() for k, v in train.discriminator_of(ref).named_parameters()})
         l_adv, l_r = is_real(ref.discriminator(made)), F.mse_loss(made, real.detach()) / 2
         step_g.zero_grad()
         (l_adv + weight * l_r).backward()
@@ -177,7 +177,7 @@ def test_the_moving_average_is_pytorchs_to_the_bit(stage1):
     for decay in (0.0, 0.9, 0.99, 1.0):
         torch.manual_seed(0)
         adgan = ADGAN(stage1[0].encoder, STAGE1, SIZE)
-        judge = train.judge_of(adgan)
+        judge = train.discriminator_of(adgan)
         ours, theirs = (
             MovingAverage(judge, decay, torch.device("cpu")),
             AveragedModel(judge, multi_avg_fn=get_ema_multi_avg_fn(decay)),
@@ -207,7 +207,7 @@ def which(x: Tensor) -> list[int]:
     return ((255 * x.mean((1, 2, 3)) - 9.5) / 20).round().int().tolist()
 
 
-CONFIG = RunConfig(
+CONFIG = PaperConfig(
     size=SIZE, augment=AugmentConfig(whole_share=0.3), attention=replace(STAGE1, epochs=2, batch=3),
     adgan=ADGANConfig(epochs=2, batch=3, synthetic_fakes=True),
 )  # fmt: skip

@@ -15,19 +15,19 @@ import torch
 from faults import in_a_process, refused
 from made import fails, random_run, write_images
 
-from attnad.checkpoint import JSON_BYTES, load_json, save_json, save_tensors
 from attnad.cli import main
 from attnad.data import lies_here, load_train, textures
 from attnad.detectors import DETECTORS, recipe
 from attnad.errors import CheckpointError, TrainingError
-from attnad.run import load_run, train_run
-from attnad.show.export import load_exported
-from attnad.state import read_log
+from attnad.run.export import load_exported
+from attnad.run.run import load_run, train_run
+from attnad.training.state import read_log
+from attnad.training.storage import JSON_BYTES, load_json, save_json, save_tensors
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FACTS = {"threshold": 0.5, "threshold_from": "x", "n_train": 9, "seconds": {}, "device": "cpu"}
 # The ends of all ranges that decide how large a network is; none needs weights or packages that may not be there.
-ENDS = {"size": 1024, "least": 1024, "channels": 1024, "latent": 1024, "bins": 1000, "encoder": "resnet18-imagenet"}
+ENDS = {"size": 1024, "min_side": 1024, "channels": 1024, "latent": 1024, "bins": 1000, "encoder": "resnet18-imagenet"}
 ENDS |= {"students": 16, "width": 128}
 OURS = [name for name in DETECTORS if name not in ("neighbours", "adapted")]  # theirs is of one size
 
@@ -93,7 +93,7 @@ def test_a_configuration_takes_no_more_memory_than_its_weights(tmp_path):
 @pytest.mark.parametrize(("name", "gigabytes"), [("strong", 14), ("gaussian", 14), ("guided", 14), ("lsa", 35)])
 def test_who_asks_for_too_much_hears_what_it_would_need(name, gigabytes, monkeypatch, tmp_path):
     few = load_train("textures", size=32)
-    monkeypatch.setattr("attnad.run.load_train", lambda *_, **__: few)
+    monkeypatch.setattr("attnad.run.run.load_train", lambda *_, **__: few)
     with pytest.raises(TrainingError, match=rf"size 1024, .*would need {gigabytes} GB, and 8 is the most; choose"):
         train_run(largest(name), tmp_path / "run", device="cpu", progress=False)
 

@@ -14,17 +14,17 @@ from made import few_crops
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors
 from attnad.cli import main
 from attnad.data import load_test, load_train, split_normal, textures
 from attnad.detectors import recipe, strong
 from attnad.errors import CheckpointError, DataError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
-from attnad.run import Run, evaluate_run, load_run, train_run
-from attnad.show.explore import PaintDefect
-from attnad.show.export import export_run, load_exported
-from attnad.state import read_log
+from attnad.run.export import export_run, load_exported
+from attnad.run.run import Run, evaluate_run, load_run, train_run
 from attnad.train import to_float
+from attnad.training.state import read_log
+from attnad.training.storage import load_json, load_tensors, save_json, save_tensors
+from attnad.widgets import PaintDefect
 
 SIZE = 64
 CONFIG = replace(recipe("strong", "textures"), steps=60, batch=2048)
@@ -75,12 +75,12 @@ def test_scores_are_what_they_say(run, test_set):
     for found, distance in (
         (scores.maps, smaller),
         (scores.parts["gaussian"], gaussian),
-        (scores.parts["judge"], judge),
+        (scores.parts["discriminator"], judge),
     ):
         square = interpolate(distance, size=(SIZE, SIZE), mode="bilinear")[:, 0] ** 2
         torch.testing.assert_close(found, square / (4 + square), rtol=1e-4, atol=1e-5)
         assert 0 <= found.min() < found.max() < 1
-    assert (scores.maps <= torch.maximum(scores.parts["gaussian"], scores.parts["judge"]) + 1e-6).all()
+    assert (scores.maps <= torch.maximum(scores.parts["gaussian"], scores.parts["discriminator"]) + 1e-6).all()
 
 
 def test_scores_do_not_depend_on_the_batch(run, test_set):
@@ -114,7 +114,7 @@ def test_gaussian_is_strong_without_steps(run, test_set, tmp_path):
     scores, both = gaussian.score(test_set.images[:8]), run[0].score(test_set.images[:8])
     torch.testing.assert_close(scores.maps, scores.parts["gaussian"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores.parts["gaussian"], both.parts["gaussian"], rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(both.parts["judge"], both.parts["gaussian"], atol=1e-3)
+    assert not torch.allclose(both.parts["discriminator"], both.parts["gaussian"], atol=1e-3)
 
 
 @torch.no_grad()
@@ -135,19 +135,19 @@ def test_a_place_is_a_fake_where_a_quarter_of_it_is_stained(run, test_set):
 
 
 def test_stained_places_teach_the_judges_and_not_the_gaussians(run, test_set, tmp_path):
-    scores = [r.score(test_set.images[:8]) for r in (run[0], train(replace(CONFIG, stained=0.0), tmp_path))]
+    scores = [r.score(test_set.images[:8]) for r in (run[0], train(replace(CONFIG, stain_share=0.0), tmp_path))]
     torch.testing.assert_close(*(s.parts["gaussian"] for s in scores))
-    assert not torch.allclose(*(s.parts["judge"] for s in scores), atol=1e-3)
+    assert not torch.allclose(*(s.parts["discriminator"] for s in scores), atol=1e-3)
 
 
 def test_a_run_from_before_there_were_stains_is_loaded(run, test_set, tmp_path):
     shutil.copytree(run[1], tmp_path / "old")
     path = tmp_path / "old" / "config.json"
     values = load_json(path)
-    del values["stained"]
+    del values["stain_share"]
     save_json(path, values)
     old = load_run(tmp_path / "old", device="cpu")
-    assert old.config == replace(CONFIG, stained=0.0)
+    assert old.config == replace(CONFIG, stain_share=0.0)
     assert torch.equal(old.score(test_set.images[:4]).maps, run[0].score(test_set.images[:4]).maps)
     del values["noise"]  # any other value has to be there
     save_json(path, values)
@@ -165,22 +165,22 @@ def test_the_log_says_what_the_judges_learned(run):
     lines = read_log(run[1] / "log.csv")
     assert [line[:3] for line in lines[:1]] == [["gaussians", "1", "mean distance"]]
     assert 0.2 < float(lines[0][3]) < 1.5
-    judges = [line for line in lines if line[0] == "judges"]
+    judges = [line for line in lines if line[0] == "discriminators"]
     assert [line[1] for line in judges] == list("11223344")
     for before, after in zip(judges[::2], judges[1::2], strict=True):
         assert float(after[3]) < float(before[3])
-    assert run[0].facts["seconds"].keys() == {"gaussians", "judges"}
+    assert run[0].facts["seconds"].keys() == {"gaussians", "discriminators"}
 
 
 def test_a_judge_keeps_no_more_numbers_than_it_may(monkeypatch, few, test_set, tmp_path):
     seen = []
-    real = strong.train_judge
+    real = strong.train_discriminator
 
     def watched(judge, features, *arguments, **more):
         seen.append(features.numel())
         return real(judge, features, *arguments, **more)
 
-    monkeypatch.setattr(strong, "train_judge", watched)
+    monkeypatch.setattr(strong, "train_discriminator", watched)
     monkeypatch.setattr(strong, "KEPT_NUMBERS", 400_000)
     run = train(replace(CONFIG, steps=5), tmp_path)
     assert sum(seen) <= 400_000
@@ -203,8 +203,8 @@ def test_three_photographs_are_enough_and_two_are_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("size", 40), ("least", 16), ("shrink", 1.5), ("ridge", 0.0), ("noise", 0.1), ("stained", 1.1), ("steps", -1),
-     ("batch", 1), ("channels", 0), ("width", 0), ("learning_rate", 0.0), ("seed", -1)],
+    [("size", 40), ("min_side", 16), ("shrink", 1.5), ("ridge", 0.0), ("noise", 0.1), ("stain_share", 1.1),
+     ("steps", -1), ("batch", 1), ("channels", 0), ("width", 0), ("learning_rate", 0.0), ("seed", -1)],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
     with pytest.raises(TrainingError, match=f"{name} cannot be {value}; choose "):
@@ -218,8 +218,8 @@ def test_files_that_do_not_fit_are_refused(run, tmp_path):
     path = tmp_path / "strong.safetensors"
     tensors = load_tensors(path)
     for broken, said in (
-        ({k: v for k, v in tensors.items() if k != "levels.judges.2.a"}, "levels.judges.2.a"),
-        (tensors | {"levels.places.0.mean": torch.zeros(4, 1, 16)}, "levels.places.0.mean"),
+        ({k: v for k, v in tensors.items() if k != "levels.discriminators.2.a"}, "levels.discriminators.2.a"),
+        (tensors | {"levels.gaussians.0.mean": torch.zeros(4, 1, 16)}, "levels.gaussians.0.mean"),
     ):
         save_tensors(path, broken)
         with pytest.raises(CheckpointError, match=f"strong.safetensors is of another model: .*{said}"):
@@ -282,7 +282,7 @@ def test_levels_apart_mark_defects_more_sharply_than_joined(few, test_set, tmp_p
     """What D27 claims of the embedded bricks."""
     found = {}
     for apart in (True, False):
-        run = train(replace(recipe("gaussian", "textures"), apart=apart), tmp_path / str(apart))
+        run = train(replace(recipe("gaussian", "textures"), per_level=apart), tmp_path / str(apart))
         maps, known = run.score(test_set.images).maps.numpy(), test_set.has_mask.numpy()
         labels, masks = test_set.labels.numpy(), test_set.masks.numpy()
         image = maps.max((1, 2))

@@ -7,8 +7,8 @@ import pytest
 from browsing import opened, slide, write
 from synthesising import SIDE, drawn, expected, images, pictures, state
 
-from attnad.show.explore import Synthesis
-from attnad.show.explore.front import coloured
+from attnad.widgets import Synthesis
+from attnad.widgets.front import coloured
 
 
 @pytest.fixture

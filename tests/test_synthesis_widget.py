@@ -12,7 +12,7 @@ import traitlets
 from PIL import Image
 from synthesising import SIDE, drawn, expected, images
 
-from attnad.show.explore import Synthesis
+from attnad.widgets import Synthesis
 
 # --- in Python -------------------------------------------------------------------------------------------------------
 

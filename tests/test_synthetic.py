@@ -8,9 +8,9 @@ from torch import Tensor
 
 from attnad.augmentations import random_parts, synthesize
 from attnad.config import AugmentConfig
-from attnad.region import Region
+from attnad.run.region import Region
+from attnad.run.self_check import ANOMALIES, MOST, learned_enough, synthetic_check
 from attnad.score import Scores
-from attnad.synthetic import ANOMALIES, MOST, learned_enough, synthetic_check
 from attnad.train import to_float
 
 

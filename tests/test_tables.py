@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from studies import PAPER
 
-from attnad.config import RunConfig, recipe
+from attnad.config import PaperConfig, recipe
 from attnad.data import textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.detectors import DETECTORS
+from attnad.detectors.baselines import BASELINES
 from attnad.detectors.neighbours import NeighboursConfig
-from attnad.detectors.rivals import RIVALS
 from attnad.errors import SettingError
 from attnad.study.results import read_results
 from attnad.study.tables import (
@@ -39,7 +39,7 @@ def all_jobs(table: str, **arguments: Any) -> list[Job]:
     return jobs(table, **{"classes": CLASSES[table], "seeds": SEEDS} | arguments)
 
 
-def hashes(config: RunConfig) -> list[str]:
+def hashes(config: PaperConfig) -> list[str]:
     """What decides stage 1, and what decides all."""
     return folder_name(config).split("-")[-2:]
 
@@ -60,9 +60,9 @@ def hashes(config: RunConfig) -> list[str]:
         ("beyond", MVTEC_CATEGORIES, len(BEYOND) + 1),
         ("surfaces", textures.TEXTURES, len(BEYOND) + 1),
         ("choices", textures.CHOSEN_ON, 4),
-        ("rivals", textures.TEXTURES, len(RIVALS)),
-        ("rivals-mvtec", MVTEC_CATEGORIES, len(RIVALS)),
-        ("rivals-cifar10", CIFAR10_CLASSES, len(RIVALS)),
+        ("rivals", textures.TEXTURES, len(BASELINES)),
+        ("rivals-mvtec", MVTEC_CATEGORIES, len(BASELINES)),
+        ("rivals-cifar10", CIFAR10_CLASSES, len(BASELINES)),
         ("unlabelled", ("textures", *MVTEC_CATEGORIES), len(UNLABELLED)),
     ],
 )
@@ -121,12 +121,12 @@ def test_table4_switches_one_loss_off_in_each_row():
 @pytest.mark.parametrize("table", ["table2", "table3", "table5"])
 def test_both_readings_of_the_fakes_share_stage_1(table):
     name = CLASSES[table][0]
-    printed, fakes = (j.config for j in all_jobs(table, classes=[name], seeds=[1]) if isinstance(j.config, RunConfig))
+    printed, fakes = (j.config for j in all_jobs(table, classes=[name], seeds=[1]) if isinstance(j.config, PaperConfig))
     assert (printed.adgan.synthetic_fakes, fakes.adgan.synthetic_fakes) == (False, True)
     assert replace(printed.adgan, synthetic_fakes=True) == fakes.adgan
     assert hashes(printed)[0] == hashes(fakes)[0]
     assert hashes(printed)[1] != hashes(fakes)[1]
-    other = next(j.config for j in all_jobs(table, classes=[name], seeds=[2]) if isinstance(j.config, RunConfig))
+    other = next(j.config for j in all_jobs(table, classes=[name], seeds=[2]) if isinstance(j.config, PaperConfig))
     assert hashes(other)[0] != hashes(printed)[0]
 
 
@@ -147,12 +147,12 @@ def test_a_row_wins_over_the_command_line():
 
 
 def test_override_reaches_into_parts_and_refuses_unknown_names():
-    config = override(RunConfig(), {"size": 96, "adgan.ema": 0.5, "attention.width": 8})
+    config = override(PaperConfig(), {"size": 96, "adgan.ema": 0.5, "attention.width": 8})
     assert (config.size, config.adgan.ema, config.attention.width) == (96, 0.5, 8)
-    assert replace(config, size=64, adgan=RunConfig().adgan, attention=RunConfig().attention) == RunConfig()
+    assert replace(config, size=64, adgan=PaperConfig().adgan, attention=PaperConfig().attention) == PaperConfig()
     for name in ("sise", "adgan.emma"):
         with pytest.raises(SettingError):
-            override(RunConfig(), {name: 1})
+            override(PaperConfig(), {name: 1})
 
 
 def test_rows_say_which_values_are_neither_the_recipes_nor_in_a_column():
@@ -174,10 +174,10 @@ def test_rows_say_which_values_are_neither_the_recipes_nor_in_a_column():
 
 
 def test_a_folders_name_tells_every_value_apart():
-    config = RunConfig(data="cifar10", normal_class="cat", seed=7)
+    config = PaperConfig(data="cifar10", normal_class="cat", seed=7)
     name = folder_name(config)
     assert name.startswith("cifar10-cat-quick-seed7-")
-    assert folder_name(RunConfig(data="cifar10", normal_class="cat", seed=7)) == name
+    assert folder_name(PaperConfig(data="cifar10", normal_class="cat", seed=7)) == name
     for values in ({"augment.hue": 0.1}, {"attention.kl_weight": 0.5}, {"size": 96}):
         assert hashes(override(config, values))[0] != hashes(config)[0]
     for values in ({"adgan.ema": 0.5}, {"image_score": "attention"}):

@@ -10,7 +10,7 @@ import pytest
 from browsing import opened, write
 from PIL import Image
 
-from attnad.show.explore import ScoreThreshold
+from attnad.widgets import ScoreThreshold
 
 SCORES = [-2.0, -1.0, 0.0, 1.0, 0.5, 1.5, 2.5, 3.0]
 GROUPS = ["good"] * 4 + ["scratch", "scratch", "<b>hole", "<b>hole"]

@@ -12,14 +12,14 @@ import torch
 from made import fails
 from PIL import Image
 
-from attnad.checkpoint import load_json
 from attnad.cli import main
 from attnad.data import split_normal, textures
 from attnad.data.tiles import Tiles
-from attnad.run import load_run
+from attnad.run.run import load_run
+from attnad.training.storage import load_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-TINY = ["--recipe", "gaussian", "--size", "32", "--least", "64", "--channels", "16"]
+TINY = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "16"]
 TILES = ["--tile", "64", "--overlap", "16"]
 
 
@@ -76,7 +76,7 @@ def test_maps_that_agree_are_joined_to_what_they_are(tile, overlap, side):
         largest.append(maps.amax((1, 2)))
         return maps.amax((1, 2)), maps
 
-    found, joined = Tiles(tile, overlap).judge(pixels, side, score)
+    found, joined = Tiles(tile, overlap).score(pixels, side, score)
     assert found == torch.cat(largest).max()
     assert all(len(row) == len(Tiles(tile, overlap).starts(170)) for row in largest)  # a row of tiles at a time
     assert joined.shape == (100, 170)
@@ -91,7 +91,7 @@ def test_maps_that_differ_fade_into_each_other():
         maps = torch.stack([torch.full((64, 64), next(values)) for _ in cut])
         return maps.amax((1, 2)), maps
 
-    _, joined = Tiles(64, 32).judge(np.zeros((96, 128, 3), np.uint8), 64, score)
+    _, joined = Tiles(64, 32).score(np.zeros((96, 128, 3), np.uint8), 64, score)
     assert joined.diff(dim=0).abs().max() <= 1 / 32 + 1e-5
     assert joined.diff(dim=1).abs().max() <= 1 / 32 + 1e-5
     assert [joined[0, x].item() for x in (0, 32, 64, 127)] == pytest.approx([0, 1 / 64, 1 - 1 / 64, 0], abs=0.02)

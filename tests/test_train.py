@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from attnad.checkpoint import load_tensors, save_tensors
-from attnad.config import ADGANConfig, AttentionConfig, RunConfig, recipe
+from attnad.config import ADGANConfig, AttentionConfig, PaperConfig, recipe
 from attnad.data import load_test, load_train, split_normal
 from attnad.errors import CheckpointError
 from attnad.models import AttentionNetwork
@@ -34,6 +33,7 @@ from attnad.train import (
     train_adgan,
     train_attention,
 )
+from attnad.training.storage import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -44,18 +44,18 @@ STAGE1 = AttentionConfig(
 STAGE2 = ADGANConfig(epochs=2, batch=8, learning_rate=5e-4, synthetic_fakes=True, ema=0.9)
 
 
-def tiny(seed: int = 0, **changes) -> RunConfig:
+def tiny(seed: int = 0, **changes) -> PaperConfig:
     """A configuration that trains in under a second; changes are fields of stage 1, or of stage 2 after `adgan_`."""
     stage2 = {name.removeprefix("adgan_"): value for name, value in changes.items() if name.startswith("adgan_")}
     stage1 = {name: value for name, value in changes.items() if not name.startswith("adgan_")}
-    return RunConfig(size=32, seed=seed, attention=replace(STAGE1, **stage1), adgan=replace(STAGE2, **stage2))
+    return PaperConfig(size=32, seed=seed, attention=replace(STAGE1, **stage1), adgan=replace(STAGE2, **stage2))
 
 
-def train1(config: RunConfig, images: Tensor, folder: Path | None = None):
+def train1(config: PaperConfig, images: Tensor, folder: Path | None = None):
     return train_attention(config, images, device=CPU, folder=folder, save_seconds=0, progress=False)
 
 
-def train2(config: RunConfig, images: Tensor, network: AttentionNetwork, folder: Path | None = None, **more):
+def train2(config: PaperConfig, images: Tensor, network: AttentionNetwork, folder: Path | None = None, **more):
     return train_adgan(config, images, network, device=CPU, folder=folder, save_seconds=0, progress=False, **more)
 
 
@@ -218,7 +218,7 @@ def test_epochs_logged_after_the_last_saved_state_are_not_logged_twice(images, t
 
 def test_saving_waits_for_its_time_but_not_at_the_end(images, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("attnad.state.save_tensors", lambda path, tensors: saved.append(int(tensors["epoch"])))
+    monkeypatch.setattr("attnad.training.state.save_tensors", lambda path, tensors: saved.append(int(tensors["epoch"])))
     for seconds in (3600, 0):
         train_attention(tiny(epochs=3), images, device=CPU, folder=tmp_path, save_seconds=seconds, progress=False)
     assert saved == [3, 1, 2, 3]
@@ -290,7 +290,7 @@ def test_a_state_that_does_not_fit_is_refused(images, network, states, stage):
     path = states / f"{stage}.state.safetensors"
     content, tensors = path.read_bytes(), load_tensors(path)
 
-    def refused(match: str, config: RunConfig = tiny(epochs=4, adgan_epochs=4), data: Tensor = images) -> None:  # noqa: B008
+    def refused(match: str, config: PaperConfig = tiny(epochs=4, adgan_epochs=4), data: Tensor = images) -> None:  # noqa: B008
         with pytest.raises(CheckpointError, match=match) as error:
             train1(config, data, states) if stage == "attention" else train2(config, data, network, states)
         assert str(path) in str(error.value)

@@ -15,15 +15,15 @@ import pytest
 from made import few_crops
 
 import attnad.config
-from attnad.checkpoint import load_json, save_json
 from attnad.config import config_hash, from_dict, short_hash, to_dict
 from attnad.detectors import DETECTORS, recipe
 from attnad.errors import SettingError
-from attnad.run import train_run
+from attnad.run.run import train_run
 from attnad.study.engines import measure
 from attnad.study.plan import missing
 from attnad.study.results import read_results
 from attnad.study.tables import folder_name, jobs, override
+from attnad.training.storage import load_json, save_json
 
 # Whoever copies or checks a configuration looks at each value without making anything of it.
 LOOKS_AT_ALL = {dataclasses.__file__, attnad.config.__file__}
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent.parent / "book" / "results"
 WITHOUT_LATENT = ("map", "dcgan", "student", "superpixel")
 SHORT = {
     "size": 32, "epochs": 1, "attention.epochs": 1, "adgan.epochs": 1, "attention.width": 4, "attention.latent": 4,
-    "attention.encoder": "resnet18", "width": 4, "steps": 2, "least": 64, "search": 1, "patches": 50,
+    "attention.encoder": "resnet18", "width": 4, "steps": 2, "min_side": 64, "search": 1, "patches": 50,
 }  # fmt: skip
 
 
@@ -76,8 +76,9 @@ def test_every_value_is_read(name, tmp_path, monkeypatch):
 
 
 def from_before(config: Any, latent: int = 64) -> dict[str, Any]:
-    """A configuration's values with those that did nothing and are gone."""
-    values = to_dict(config) | {"latent": latent}
+    """A configuration's values by their first names, with those that did nothing and are gone."""
+    first = {"min_side": "least", "per_level": "apart", "stain_share": "stained"}
+    values = {first.get(name, name): value for name, value in to_dict(config).items()} | {"latent": latent}
     if "stains" in values:
         values["stains"]["augment"] |= {"box_area": (0.02, 0.4), "box_aspect": 3.0, "whole_share": 0.5}
     return values

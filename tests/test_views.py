@@ -12,7 +12,7 @@ from made import explored, random_images, random_run
 
 from attnad.data.tiles import Tiles
 from attnad.errors import SettingError
-from attnad.show.explore import AttentionExplorer, BestDiscriminator, PaintDefect, ScoreThreshold, Synthesis
+from attnad.widgets import AttentionExplorer, BestDiscriminator, PaintDefect, ScoreThreshold, Synthesis
 
 WIDGETS: dict[str, Any] = {
     "explorer": lambda: AttentionExplorer(**explored()),

@@ -32,7 +32,7 @@ from IPython.utils.capture import capture_output
 from ipywidgets.embed import embed_minimal_html
 from made import explored
 from made import random_images, random_run
-from attnad.show.explore import AttentionExplorer, PaintDefect
+from attnad.widgets import AttentionExplorer, PaintDefect
 
 assert ipywidgets.__version__ == "7.7.1"
 InteractiveShell.instance()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from faults import processes
 
-from attnad import checkpoint
-from attnad.checkpoint import load_json, load_tensors, save_json, save_tensors, write_atomically
 from attnad.errors import CheckpointError
+from attnad.training import storage
+from attnad.training.storage import load_json, load_tensors, save_json, save_tensors, write_atomically
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def test_a_write_that_stops_names_its_file_and_leaves_nothing_behind(how, tmp_pa
     def stop(descriptor: int) -> None:
         raise how
 
-    monkeypatch.setattr("attnad.checkpoint.os.fsync", stop)
+    monkeypatch.setattr("attnad.training.storage.os.fsync", stop)
     with pytest.raises(type(how)) as raised:
         save_json(path, {"a": 2})
     assert list(tmp_path.iterdir()) == [path]
@@ -86,11 +86,11 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
         flush(descriptor)
         if not inner:
             inner.append(True)
-            monkeypatch.setattr(checkpoint, "_swept", set(), raising=False)
+            monkeypatch.setattr(storage, "_swept", set(), raising=False)
             save_json(path, {"by": "the second"})
             assert load_json(path) == {"by": "the second"}
 
-    monkeypatch.setattr("attnad.checkpoint.os.fsync", also)
+    monkeypatch.setattr("attnad.training.storage.os.fsync", also)
     save_json(path, {"by": "the first"})
     assert load_json(path) == {"by": "the first"}
     assert list(tmp_path.iterdir()) == [path]
@@ -110,7 +110,7 @@ def test_many_processes_write_one_file_and_it_is_always_whole(tmp_path):
 
 def write_often(path: Path, number: int) -> None:
     for i in range(100):
-        checkpoint._swept.clear()
+        storage._swept.clear()
         save_json(path, {"by": number, "filling": "x" * i})
 
 
@@ -132,7 +132,7 @@ def ended(target: Callable, *arguments: Any) -> int | None:
 
 
 def write_and_die(path: Path) -> None:
-    checkpoint.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    storage.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save_json(path, {"a": 1})
 
 

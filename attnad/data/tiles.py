@@ -46,7 +46,7 @@ class Tiles:
             tiles = (pixels[top : top + self.tile, left : left + self.tile] for left in lefts)
             yield top, lefts, to_tensor(np.stack([resized(Image.fromarray(tile), side) for tile in tiles]))
 
-    def judge(
+    def score(
         self, pixels: np.ndarray, side: int, score: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[float, Tensor]:
         """Judge a photograph by its tiles; `score` gives image scores [k] and maps [k, side, side] of tiles.

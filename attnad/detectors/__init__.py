@@ -8,13 +8,13 @@ A detector is a class with
 `check(config)`         ValueError, naming the value, where a configuration makes no sense
 `fit(config, images, folder, options)`
                         learn from normal images alone, uint8 [n, 3, s, s], leave in the folder what `load` needs, and
-                        go on from what a stopped fit left there; options are `attnad.state.FitOptions`
+                        go on from what a stopped fit left there; options are `attnad.training.state.FitOptions`
 `load(config, folder, device=...)`
                         what `fit` gave; CheckpointError where a file is missing or damaged
 `score(images)`         `attnad.score.Scores` of uint8 images [n, 3, s, s]
 
-and nothing else is asked of it: `attnad.run` owns the folder, the held-out images, the region
-and the threshold. An image score that is made of the map alone has its place in `attnad.region.FROM_MAP`.
+and nothing else is asked of it: `attnad.run.run` owns the folder, the held-out images, the region
+and the threshold. An image score that is made of the map alone has its place in `attnad.run.region.FROM_MAP`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from __future__ import annotations
 from typing import Any
 
 from attnad.detectors.adapted import Adapted
+from attnad.detectors.baselines import BASELINES
 from attnad.detectors.dcgan import DCGAN
 from attnad.detectors.guided import Guided
+from attnad.detectors.map import AttentionMap
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
-from attnad.detectors.rivals import RIVALS
-from attnad.detectors.skips import AttentionMap
 from attnad.detectors.strong import Strong
 
 DETECTORS: dict[str, Any] = {
     "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
-    "guided": Guided, "neighbours": Neighbours, "adapted": Adapted, "dcgan": DCGAN, **RIVALS,
+    "guided": Guided, "neighbours": Neighbours, "adapted": Adapted, "dcgan": DCGAN, **BASELINES,
 }  # fmt: skip
 
 

@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
 from tqdm import tqdm
 
-from attnad.checkpoint import load_module, load_tensors, module_tensors, save_tensors
 from attnad.config import SEED, SIZE, DetectorConfig, check_ranges
 from attnad.detectors.neighbours import FrozenFeatures, Neighbours, pooled_features
 from attnad.errors import CheckpointError, TrainingError
-from attnad.state import FitOptions, Log, State
 from attnad.train import to_float
+from attnad.training.state import FitOptions, Log, State
+from attnad.training.storage import load_module, load_tensors, module_tensors, save_tensors
 
 
 @dataclass(frozen=True)

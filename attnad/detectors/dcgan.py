@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from attnad.augmentations import synthesize
 from attnad.config import AUGMENT_RANGES, AugmentConfig, check_grids
 from attnad.data import classes, load_train
-from attnad.detectors.rivals.rival import Judged, Rival, RivalConfig, descend
+from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction, descend
 from attnad.errors import TrainingError
 from attnad.losses import adversarial_loss, non_saturating_loss, reconstruction_nll
 from attnad.models import Discriminator, ResNet18, decoder
-from attnad.state import FitOptions
 from attnad.train import MovingAverage, to_float
+from attnad.training.state import FitOptions
 
 
 @dataclass(frozen=True)
-class DCGANConfig(RivalConfig):
+class DCGANConfig(NetworkConfig):
     """All that decides the scores of `dcgan`, beside the code and the machine."""
 
     recipe: Literal["dcgan"] = "dcgan"
@@ -59,8 +59,8 @@ class DCGANConfig(RivalConfig):
         return "resnet18"
 
 
-class DCGAN(Rival):
-    """Recipe `dcgan`: no rival of the paper's, but trained as they are (`attnad.detectors.rivals`)."""
+class DCGAN(NetworkDetector):
+    """Recipe `dcgan`: no rival of the paper's, but trained as they are (`attnad.detectors.baselines`)."""
 
     config_type = DCGANConfig
     terms = ("L_D", "L_adv", "L_R")
@@ -82,7 +82,7 @@ class DCGAN(Rival):
         self.average = MovingAverage(self.discriminator, config.ema)
 
     @classmethod
-    def check(cls, config: RivalConfig) -> None:
+    def check(cls, config: NetworkConfig) -> None:
         super().check(config)
         check_grids(config)
 
@@ -129,6 +129,6 @@ class DCGAN(Rival):
         descend(l_adv + self.config.reconstruction_weight * l_r, optimizers["g"])
         return torch.stack([l_d, l_adv, l_r]).detach()
 
-    def judge(self, x: Tensor) -> Judged:
+    def predict_maps(self, x: Tensor) -> Prediction:
         x_re = self.generator(x)
-        return Judged((x - x_re).abs().mean(1), {"discriminator": -self.average(x)}, x_re)
+        return Prediction((x - x_re).abs().mean(1), {"discriminator": -self.average(x)}, x_re)

@@ -1,11 +1,11 @@
 """Recipe `guided`: what stage 1 could still do for recipe `strong`, measured and not taken (D33).
 
 The paper's second stage sees features times the attention map of its first, eq. (6). Here both stages are strong ones:
-the map is recipe `map`'s, and the features and their judges are recipe `strong`'s.
+the map is recipe `map`'s, and the features and their discriminators are recipe `strong`'s.
 
     F_nor = F_img x A_gen(x),    a level at a time
 
-RUN/strong.safetensors             encoder, Gaussians, judges and the map
+RUN/strong.safetensors             encoder, Gaussians, discriminators and the map
 RUN/map.safetensors                the map alone, where it was trained here
 """
 
@@ -19,15 +19,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from attnad.checkpoint import load_json
 from attnad.config import StrongConfig, from_dict, strong_recipe
-from attnad.detectors.skips import AttentionMap, MapConfig
+from attnad.detectors.map import AttentionMap, MapConfig
 from attnad.detectors.strong import Levels, Strong, fit_levels
 from attnad.errors import TrainingError
-from attnad.frozen import enlarged
+from attnad.features.backbones import enlarged
 from attnad.losses import masked_features
-from attnad.state import FitOptions, fingerprint, read_log, write_log
 from attnad.train import seeded
+from attnad.training.state import FitOptions, fingerprint, read_log, write_log
+from attnad.training.storage import load_json
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GuidedConfig(StrongConfig):
 
 def attention_config(config: GuidedConfig) -> MapConfig:
     """Give the configuration of the `map` run whose map weighs the features."""
-    own = {name: getattr(config, name) for name in ("normal_class", "size", "seed", "encoder", "least")}
+    own = {name: getattr(config, name) for name in ("normal_class", "size", "seed", "encoder", "min_side")}
     return replace(AttentionMap.recipe("map", config.data), **own)
 
 
@@ -53,7 +53,7 @@ class GuidedLevels(Levels):
 
     def seen(self, x: Tensor) -> list[Tensor]:
         """F_nor of eq. (6) of images [n, 3, s, s] in [0, 1], by level [n, c, h, w]."""
-        a_gen = enlarged(self.attention.logits(x).sigmoid(), self.features.least)
+        a_gen = enlarged(self.attention.logits(x).sigmoid(), self.features.min_side)
         return [masked_features(f, a_gen) for f in super().seen(x)]
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
-from attnad.checkpoint import load_tensors, save_tensors
 from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.errors import CheckpointError, WeightsError, remedy
 from attnad.models import load_lite0_weights
 from attnad.score import Scores
-from attnad.state import FitOptions
 from attnad.train import to_float
+from attnad.training.state import FitOptions
+from attnad.training.storage import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ def _batches(network: FrozenFeatures, images: Tensor, batch: int) -> Iterator[Te
 class Neighbours:
     """What is kept of normal images: features of patches [k, 152], or of whole images [n, 1280].
 
-    `reach` is what is far: a patch at this distance from all that is kept has 1/2 in the map.
+    `map_scale` is what is far: a patch at this distance from all that is kept has 1/2 in the map.
     """
 
     network: FrozenFeatures
     stored: Tensor
     whole: bool
-    reach: Tensor  # []
+    map_scale: Tensor  # []
 
     config_type = NeighboursConfig
     recipe = staticmethod(neighbours_recipe)
@@ -174,9 +174,9 @@ class Neighbours:
             stored = pooled_features(network, images)
         else:
             stored = patch_features(network, images, keep=config.patches, seed=config.seed)
-        reach = 2 * neighbour_distances(stored[:10_000]).median().clamp(min=1e-6)
-        save_tensors(folder / "neighbours.safetensors", {"features": stored, "reach": reach})
-        return cls(network, stored, whole, reach)
+        map_scale = 2 * neighbour_distances(stored[:10_000]).median().clamp(min=1e-6)
+        save_tensors(folder / "neighbours.safetensors", {"features": stored, "map_scale": map_scale})
+        return cls(network, stored, whole, map_scale)
 
     @classmethod
     def load(cls, config: NeighboursConfig, folder: Path, *, device: torch.device) -> Neighbours:
@@ -187,10 +187,10 @@ class Neighbours:
         )
         path = folder / "neighbours.safetensors"
         tensors, channels = load_tensors(path), 1280 if whole else 152
-        features, reach = (tensors.get(name, torch.empty(0)) for name in ("features", "reach"))
-        if features.ndim != 2 or features.shape[1] != channels or not len(features) or reach.shape != ():
+        features, map_scale = (tensors.get(name, torch.empty(0)) for name in ("features", "map_scale"))
+        if features.ndim != 2 or features.shape[1] != channels or not len(features) or map_scale.shape != ():
             raise CheckpointError(f"{path} does not hold features of {channels} channels; restore it or train again")
-        return cls(network, features.to(device), whole, reach.to(device))
+        return cls(network, features.to(device), whole, map_scale.to(device))
 
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s] by distance to what is kept: "patch", with a map in [0, 1), or "whole"."""
@@ -199,4 +199,4 @@ class Neighbours:
             distance = nearest_distance(pooled_features(self.network, images), self.stored).square() / 2
             return Scores({"whole": distance.cpu()})
         maps, peaks = patch_maps(self.network, images, self.stored)
-        return Scores({"patch": peaks}, maps / (maps + self.reach.cpu()))
+        return Scores({"patch": peaks}, maps / (maps + self.map_scale.cpu()))

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnad.checkpoint import load_json, load_modules, module_tensors, outline, save_tensors
-from attnad.config import RunConfig, check, differences, from_dict, recipe, short_hash, to_dict
+from attnad.config import PaperConfig, check, differences, from_dict, recipe, short_hash, to_dict
 from attnad.errors import CheckpointError, TrainingError
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
-from attnad.state import FitOptions, fingerprint, read_log, write_log
 from attnad.train import train_adgan, train_attention
+from attnad.training.state import FitOptions, fingerprint, read_log, write_log
+from attnad.training.storage import load_json, load_modules, module_tensors, outline, save_tensors
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Paper:
     discriminator: Discriminator
     adgan: ADGAN
 
-    config_type = RunConfig
+    config_type = PaperConfig
     recipe = staticmethod(recipe)
     check = staticmethod(check)
 
     @classmethod
     def fit(
         cls,
-        config: RunConfig,
+        config: PaperConfig,
         images: Tensor,
         folder: Path,
         options: FitOptions,
@@ -61,7 +61,7 @@ class Paper:
         return cls(network, discriminator, adgan)
 
     @classmethod
-    def load(cls, config: RunConfig, folder: Path, *, device: torch.device) -> Paper:
+    def load(cls, config: PaperConfig, folder: Path, *, device: torch.device) -> Paper:
         """Load the networks of a finished run; raises CheckpointError on weights of another architecture."""
         network, discriminator = _load_attention(folder, config, device)
         adgan = outline(lambda: ADGAN(network.encoder, config.attention, config.size))
@@ -82,12 +82,12 @@ def stage1_hash(values: dict[str, Any]) -> str:
 
 
 def _take_over(
-    stage1: Path, folder: Path, config: RunConfig, images: Tensor, device: torch.device
+    stage1: Path, folder: Path, config: PaperConfig, images: Tensor, device: torch.device
 ) -> tuple[AttentionNetwork, Discriminator]:
     """Load stage 1 from another run, and begin the log with that run's, as if it had been trained here."""
     path = stage1 / "config.json"
     try:
-        there = from_dict(RunConfig, load_json(path))
+        there = from_dict(PaperConfig, load_json(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; restore it or train again") from error
     same_stage2 = replace(there, adgan=config.adgan, image_score=config.image_score)
@@ -100,7 +100,7 @@ def _take_over(
     return _load_attention(stage1, config, device)
 
 
-def _load_attention(folder: Path, config: RunConfig, device: torch.device) -> tuple[AttentionNetwork, Discriminator]:
+def _load_attention(folder: Path, config: PaperConfig, device: torch.device) -> tuple[AttentionNetwork, Discriminator]:
     network = outline(lambda: AttentionNetwork(config.attention, pretrained=False))
     discriminator = outline(lambda: Discriminator(4, config.size, config.attention.width))
     load_modules(folder / "attention.safetensors", network=network, discriminator=discriminator)

@@ -2,10 +2,10 @@
 
 Every place of an image is judged by itself: features of a frozen encoder, at strides 4, 8 and 16, are whitened by one
 Gaussian a place, and a small discriminator a level tells normal ones from the same with noise, and from places of
-stained images (`attnad.places`, `attnad.stains`).
+stained images (`attnad.features.places`, `attnad.features.stains`).
 
-RUN/strong.safetensors             encoder, Gaussians and judges
-RUN/log.csv                        the mean distance of normal images by the Gaussians, and each judge's loss
+RUN/strong.safetensors             encoder, Gaussians and discriminators
+RUN/log.csv                        the mean distance of normal images by the Gaussians, and each discriminator's loss
 """
 
 from __future__ import annotations
@@ -22,27 +22,34 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
-from attnad.checkpoint import check_bytes, load_modules, module_tensors, outline, save_tensors
 from attnad.config import SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
-from attnad.frozen import frozen_network
-from attnad.places import Judge, PlaceFeatures, Places, distance, fit_places, train_judge
+from attnad.features.backbones import frozen_network
+from attnad.features.places import (
+    PatchDiscriminator,
+    PatchFeatures,
+    PatchGaussians,
+    distance,
+    fit_gaussians,
+    train_discriminator,
+)
+from attnad.features.stains import StainConfig, stain
 from attnad.score import Scores
-from attnad.stains import StainConfig, stain
-from attnad.state import FitOptions, Log
 from attnad.train import seeded, to_float
+from attnad.training.state import FitOptions, Log
+from attnad.training.storage import check_bytes, load_modules, module_tensors, outline, save_tensors
 
-KEPT_NUMBERS = 200_000_000  # whitened features of normal images that a judge is taught with: 400 MB in half precision
+KEPT_NUMBERS = 200_000_000  # whitened features of normal images, to teach a discriminator: 400 MB in half precision
 
 
 _RANGES: tuple[Range, ...] = (
     SIZE,
-    ("least", *SIZE[1:]),
+    ("min_side", *SIZE[1:]),
     SEED,
     ("channels", "from 1 to 1024", lambda v: 1 <= v <= 1024),
     ("shrink", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("ridge", "from 0.00001 to 1", lambda v: 1e-5 <= v <= 1),
     ("noise", "from 0.5 to 4", lambda v: 0.5 <= v <= 4),
-    ("stained", "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("stain_share", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("steps", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
     ("batch", "from 2 to a million", lambda v: 2 <= v <= 1_000_000),
     ("width", "from 1 to 4096", lambda v: 1 <= v <= 4096),
@@ -56,48 +63,54 @@ def check_strong(config: StrongConfig) -> None:
 
 
 class Levels(nn.Module):
-    """Images to one distance map a level, the whole model: features, Gaussians, judges."""
+    """Images to one distance map a level, the whole model: features, Gaussians, discriminators."""
 
     def __init__(self, config: StrongConfig, *, pretrained: bool):
         super().__init__()
         encoder = frozen_network(config.encoder, pretrained=pretrained)
-        self.features = PlaceFeatures(
-            encoder, least=config.least, apart=config.apart, channels=config.channels, seed=config.seed
+        self.features = PatchFeatures(
+            encoder, min_side=config.min_side, per_level=config.per_level, channels=config.channels, seed=config.seed
         )
-        side = max(config.size, config.least)
+        side = max(config.size, config.min_side)
         widths = self.features.widths
-        self.places = nn.ModuleList(Places(c, side // s) for c, s in zip(widths, self.features.strides, strict=True))
+        self.gaussians = nn.ModuleList(
+            PatchGaussians(c, side // s) for c, s in zip(widths, self.features.strides, strict=True)
+        )
         with seeded(config.seed):
-            self.judges = nn.ModuleList(Judge(c, config.noise, config.width) for c in widths)
+            self.discriminators = nn.ModuleList(PatchDiscriminator(c, config.noise, config.width) for c in widths)
 
     def seen(self, x: Tensor) -> list[Tensor]:
         """What is judged of images [n, 3, s, s] in [0, 1], by level [n, c, h, w]: the features."""
         return self.features(x)
 
     def white(self, x: Tensor) -> list[Tensor]:
-        return [places(f) for places, f in zip(self.places, self.seen(x), strict=True)]
+        return [places(f) for places, f in zip(self.gaussians, self.seen(x), strict=True)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances by the Gaussians and by the judges, each the mean over the levels at the finest one's size.
+        """Distances by the Gaussians and by the discriminators, each the mean over the levels at the finest one's size.
 
         Takes images [n, 3, s, s] in [0, 1]; gives two maps [n, 1, h, w] >= 0.
         """
         white = self.white(x)
-        judged = [cast(Judge, judge).distance(each) for judge, each in zip(self.judges, white, strict=True)]
-        return _mean([distance(each) for each in white]), _mean(judged)
+        taught = [
+            cast(PatchDiscriminator, d).distance(each) for d, each in zip(self.discriminators, white, strict=True)
+        ]
+        return _mean([distance(each) for each in white]), _mean(taught)
 
     def answer(self, x: Tensor) -> tuple[Tensor, ...]:
         """Image scores [n] and maps [n, s, s] in [0, 1) of images [n, 3, s, s] in [0, 1], in the order of ANSWERS."""
-        gaussian, judge = self(x)
-        smaller = torch.minimum(gaussian, judge)
+        gaussian, discriminator = self(x)
+        smaller = torch.minimum(gaussian, discriminator)
         highest = smaller.flatten(1).topk(max(1, smaller.shape[-2] * smaller.shape[-1] // 100), 1).values
         size = x.shape[-2:]
-        squares = [interpolate(d, size=size, mode="bilinear")[:, 0].square() for d in (smaller, gaussian, judge)]
+        squares = [
+            interpolate(d, size=size, mode="bilinear")[:, 0].square() for d in (smaller, gaussian, discriminator)
+        ]
         return highest.mean(1), highest[:, 0], *(square / (square + 4) for square in squares)
 
 
 # What `Levels.answer` gives, in its order: two image scores, then maps.
-ANSWERS = ("top", "peak", "smaller", "gaussian", "judge")
+ANSWERS = ("top", "peak", "smaller", "gaussian", "discriminator")
 
 
 def _mean(maps: list[Tensor]) -> Tensor:
@@ -107,7 +120,7 @@ def _mean(maps: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Strong:
-    """Features, Gaussians and judges, in evaluation mode."""
+    """Features, Gaussians and discriminators, in evaluation mode."""
 
     levels: Levels
 
@@ -124,7 +137,7 @@ class Strong:
         folder: Path,
         options: FitOptions,
     ) -> Strong:
-        """Fit the Gaussians to normal images, uint8 [n, 3, s, s], then train a judge a level, into `folder`.
+        """Fit the Gaussians to normal images, uint8 [n, 3, s, s], then train a discriminator a level, into `folder`.
 
         It takes seconds, so what was stopped begins again. Raises TrainingError where it would need too much memory.
         """
@@ -137,7 +150,7 @@ class Strong:
     def check_memory(cls, config: StrongConfig) -> None:
         """Raise TrainingError where the Gaussians would take too much memory."""
         levels = outline(lambda: cls.levels_type(config, pretrained=False))
-        check_bytes(levels, vars(config), "encoder", "size", "least", "channels")
+        check_bytes(levels, vars(config), "encoder", "size", "min_side", "channels")
 
     @classmethod
     def load(cls, config: StrongConfig, folder: Path, *, device: torch.device) -> Strong:
@@ -150,25 +163,25 @@ class Strong:
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s]; a distance of 2 has 1/2 in the maps.
 
-        What counts is the smaller of both distances: a place is normal where the Gaussians or the judges find it so.
+        What counts is the smaller of both distances: a place is normal where Gaussian or discriminator finds it so.
         """
         device = next(self.levels.parameters()).device
         columns = zip(*(self.levels.answer(x) for x in batches(images, device)), strict=True)
         found = {name: torch.cat(column).cpu() for name, column in zip(ANSWERS, columns, strict=True)}
-        parts = {name: found[name] for name in ("gaussian", "judge")}
+        parts = {name: found[name] for name in ("gaussian", "discriminator")}
         return Scores({name: found[name] for name in ("top", "peak")}, found["smaller"], parts)
 
 
 @torch.no_grad()
 def fit_levels(levels: Levels, config: StrongConfig, images: Tensor, folder: Path, *, progress: bool) -> None:
-    """Fit a model's Gaussians to normal images, uint8 [n, 3, s, s], train its judges, and save it into `folder`."""
+    """Fit a model to normal images, uint8 [n, 3, s, s], Gaussians first, then discriminators; save it into `folder`."""
     started, device = time.perf_counter(), next(levels.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
     log = Log(folder / "log.csv", "gaussians", ("mean distance",), 0)
     # The Gaussians need all images before any can be whitened: the encoder sees them twice, and nothing is kept.
     seen = map(levels.seen, batches(images, device, "Gaussians" if progress else None))
-    fitted = fit_places(seen, shrink=config.shrink, ridge=config.ridge)
-    for places, gaussian in zip(levels.places, fitted, strict=True):
+    fitted = fit_gaussians(seen, shrink=config.shrink, ridge=config.ridge)
+    for places, gaussian in zip(levels.gaussians, fitted, strict=True):
         places.load_state_dict(gaussian.state_dict())
     normal = torch.cat([levels(x)[0].flatten() for x in batches(images[:64], device)]).mean().item()
     log.add(1, [normal], time.perf_counter() - started)
@@ -178,18 +191,18 @@ def fit_levels(levels: Levels, config: StrongConfig, images: Tensor, folder: Pat
     if config.steps:
         whole = ((x, None) for x in batches(images, device, "whitening" if progress else None))
         real = _whitened(levels, whole, len(images), generator)
-        if config.stained:
+        if config.stain_share:
             bare = batches(images, device, "stains" if progress else None)
             stained = (stain(x, StainConfig(), generator) for x in bare)
             fake = _whitened(levels, stained, len(images), generator)
-    log = Log(folder / "log.csv", "judges", ("L_D before", "L_D"), 0)
-    for level, white in enumerate(tqdm(real, desc="judges", disable=not progress), 1):
+    log = Log(folder / "log.csv", "discriminators", ("L_D before", "L_D"), 0)
+    for level, white in enumerate(tqdm(real, desc="discriminators", disable=not progress), 1):
         started = time.perf_counter()
         with torch.enable_grad():
-            losses = train_judge(
-                cast(Judge, levels.judges[level - 1]), white, config.noise, steps=config.steps, batch=config.batch,
-                learning_rate=config.learning_rate, generator=generator, others=fake[level - 1] if fake else None,
-                share=config.stained,
+            losses = train_discriminator(
+                cast(PatchDiscriminator, levels.discriminators[level - 1]), white, config.noise, steps=config.steps,
+                batch=config.batch, learning_rate=config.learning_rate, generator=generator,
+                others=fake[level - 1] if fake else None, share=config.stain_share,
             )  # fmt: skip
         log.add(level, losses, time.perf_counter() - started)
     save_tensors(folder / "strong.safetensors", module_tensors("levels", levels))
@@ -207,7 +220,7 @@ def _whitened(
 
     Of an image with a map A_ano only those of which a quarter or more is anomalous.
     """
-    parts: list[list[Tensor]] = [[] for _ in levels.places]
+    parts: list[list[Tensor]] = [[] for _ in levels.gaussians]
     for x, a_ano in found:
         for part, white in zip(parts, levels.white(x), strict=True):
             c, places = white.shape[1], white[0, 0].numel()

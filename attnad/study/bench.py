@@ -27,15 +27,23 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ColorJitter
 from torchvision.transforms.functional import pil_to_tensor
 
-from attnad.config import AugmentConfig, RunConfig
-from attnad.machine import machine_facts
+from attnad.config import AugmentConfig, PaperConfig
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import score
-from attnad.train import MovingAverage, adgan_step, attention_step, draw_maps, judge_of, train_adgan, train_attention
+from attnad.train import (
+    MovingAverage,
+    adgan_step,
+    attention_step,
+    discriminator_of,
+    draw_maps,
+    train_adgan,
+    train_attention,
+)
+from attnad.training.machine import machine_facts
 
 
 def bench(
-    config: RunConfig, images: Tensor, *, device: torch.device, epochs: int = 3, workers: int = 2
+    config: PaperConfig, images: Tensor, *, device: torch.device, epochs: int = 3, workers: int = 2
 ) -> dict[str, Any]:
     """Measure both pipelines on uint8 images [n, 3, s, s] of the configuration's size.
 
@@ -148,7 +156,7 @@ def _peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _kernel_seconds(config: RunConfig, images: Tensor, device: torch.device) -> float:
+def _kernel_seconds(config: PaperConfig, images: Tensor, device: torch.device) -> float:
     """Seconds of an epoch of stage 1 in which kernels ran, by PyTorch's profiler: three epochs' less one's, halved.
 
     So what comes before the first epoch does not count: initial weights, the recording of the step.
@@ -208,7 +216,7 @@ class _UsualData(Dataset):
         return self.jitter(mixed)
 
 
-def _usual_attention(config: RunConfig, device: torch.device, _: AttentionNetwork) -> Callable[..., list[float]]:
+def _usual_attention(config: PaperConfig, device: torch.device, _: AttentionNetwork) -> Callable[..., list[float]]:
     """A step of stage 1 on one batch, its losses read at once, as floats."""
     stage = config.attention
     network = AttentionNetwork(stage, pretrained=False).to(device).train()
@@ -226,15 +234,15 @@ def _usual_attention(config: RunConfig, device: torch.device, _: AttentionNetwor
     return step
 
 
-def _usual_adgan(config: RunConfig, device: torch.device, network: AttentionNetwork) -> Callable[..., list[float]]:
+def _usual_adgan(config: PaperConfig, device: torch.device, network: AttentionNetwork) -> Callable[..., list[float]]:
     """A step of stage 2 on one batch, its losses read at once, as floats."""
     stage = config.adgan
     network = network.to(memory_format=torch.contiguous_format).eval()
     adgan = ADGAN(network.encoder, config.attention, config.size).to(device).train()
     adgan.features.requires_grad_(stage.train_features).train(stage.train_features)
-    average = MovingAverage(judge_of(adgan), stage.ema, device)
+    average = MovingAverage(discriminator_of(adgan), stage.ema, device)
     generating = [*adgan.encoder.parameters(), *adgan.decoder.parameters()]
-    judging = [p for p in judge_of(adgan).parameters() if p.requires_grad]
+    judging = [p for p in discriminator_of(adgan).parameters() if p.requires_grad]
     optimizer_g, optimizer_d = (
         torch.optim.Adam(trained, stage.learning_rate, (stage.beta1, 0.999)) for trained in (generating, judging)
     )

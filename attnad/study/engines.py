@@ -19,16 +19,14 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
-from attnad.checkpoint import load_json, save_json
-from attnad.config import RunConfig
+from attnad.config import PaperConfig
 from attnad.data import TestSet, load_test, normal_files
 from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, PackageError, SettingError, SomeFailed, Stopped, remedy, shown
-from attnad.machine import machine_facts
-from attnad.run import check_same, evaluate_run, train_run
+from attnad.run.run import check_same, evaluate_run, train_run
 from attnad.study import tables
 from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
 from attnad.study.processes import run_in_processes, share_of_cores
@@ -36,6 +34,8 @@ from attnad.study.results import current_commit, rows, write_results
 from attnad.study.summary import Summary, summary
 from attnad.study.tables import MVTEC_CATEGORIES, Job, folder_name
 from attnad.train import pick_device
+from attnad.training.machine import machine_facts
+from attnad.training.storage import load_json, save_json
 
 
 def measure(
@@ -81,7 +81,7 @@ def _same_stage1(config: Any, runs: Path) -> Path | None:
     if isinstance(config, GuidedConfig):
         there = runs / folder_name(attention_config(config))
         return there if (there / "run.json").exists() else None
-    if isinstance(config, RunConfig) and config.attention.epochs:
+    if isinstance(config, PaperConfig) and config.attention.epochs:
         wanted = stage1_hash(asdict(config))
         for path in sorted(runs.glob("*/run.json")):
             with suppress(CheckpointError):  # a damaged run is none to take over; whoever loads it will hear so

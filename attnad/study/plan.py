@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnad.checkpoint import load_json, save_json
 from attnad.data.cifar10 import find_cifar10
 from attnad.data.folders import data_root as find_root
 from attnad.errors import DataError
 from attnad.study.results import read_results
 from attnad.study.tables import CLASSES, DATA, MVTEC_CATEGORIES, Job, folder_name, jobs
+from attnad.training.storage import load_json, save_json
 
 # The most telling first. The paper's claim is that ADGAN on attention finds anomalies: on ten classes (table 2, whose
 # runs give table 5 as well), then where they are (table 3), and beside them what goes beyond the paper. Why it works

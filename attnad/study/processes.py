@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from attnad.config import RunConfig
+from attnad.config import PaperConfig
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import Stopped, TrainingError
-from attnad.state import stopping
 from attnad.study.tables import Job, folder_name
+from attnad.training.state import stopping
 
 GRACE = 30.0  # seconds before the deadline at which runs are asked to save their states and stop, or a tenth of all
 
@@ -92,7 +92,7 @@ def _stage1(job: Job) -> str:
     """What jobs that share a stage 1 have in common; other detectors' jobs share whole runs."""
     if isinstance(job.config, GuidedConfig):
         return folder_name(attention_config(job.config))
-    return stage1_hash(asdict(job.config)) if isinstance(job.config, RunConfig) else folder_name(job.config)
+    return stage1_hash(asdict(job.config)) if isinstance(job.config, PaperConfig) else folder_name(job.config)
 
 
 @contextmanager

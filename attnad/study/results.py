@@ -11,11 +11,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from attnad.checkpoint import write_atomically
 from attnad.config import PRETRAINED, config_hash
 from attnad.errors import DataError
 from attnad.metrics import METRICS
 from attnad.study.tables import Job
+from attnad.training.storage import write_atomically
 
 KEY = ("table", "dataset", "class", "method", "recipe", "encoder", "size", "epochs", "overrides", "seed", "metric")
 COLUMNS = (

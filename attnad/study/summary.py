@@ -65,7 +65,7 @@ class Summary:
         table = tuple((*line, *(values.get(metric, "-") for metric in metrics)) for line, values in cells.items())
         return Summary(("method", "run", "seeds", *metrics), table, self.notes)
 
-    def turn(self, where: Callable[[dict[str, str]], bool] = lambda line: True) -> Summary:
+    def transpose(self, where: Callable[[dict[str, str]], bool] = lambda line: True) -> Summary:
         """Turn the lines of one metric that `where` says yes to into columns: each class, and their mean, is a line."""
         lines = self.select(*self.header, where=where).rows
         first = self.header.index("mean of all")

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnad.config import RunConfig, config_hash, from_dict
+from attnad.config import PaperConfig, config_hash, from_dict
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.data.textures import CHOSEN_ON, TEXTURES
 from attnad.detectors import recipe
@@ -31,8 +31,8 @@ MVTEC_CATEGORIES = (
 class Variant(NamedTuple):
     """One kind of run in a table: what differs from the recipe, and the rows it gives, {method: {metric: key}}.
 
-    A key leads into what `attnad.run.evaluate_run` returns, dots into its inner tables. `recipe` is that of a detector
-    beside the paper's, where the variant is one.
+    A key leads into what `attnad.run.run.evaluate_run` returns, dots into its inner tables. `recipe` is that of
+    a detector beside the paper's, where the variant is one.
     """
 
     overrides: dict[str, Any]
@@ -110,18 +110,18 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
 
 _APART = "one Gaussian a place, levels apart"
 _FAKES_OF_STRONG = {
-    "and a judge a level, taught by noise": Variant({"stained": 0.0}, {}, "strong"),
+    "and a judge a level, taught by noise": Variant({"stain_share": 0.0}, {}, "strong"),
     "strong: taught by noise and stains": Variant({}, {}, "strong"),
-    "judges taught by stains alone": Variant({"stained": 1.0}, {}, "strong"),
+    "judges taught by stains alone": Variant({"stain_share": 1.0}, {}, "strong"),
 }
 # From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up.
 BEYOND = {
     "nearest neighbours": Variant({}, {}, "neighbours"),
-    "one Gaussian a place, levels joined (PaDiM)": Variant({"apart": False}, {}, "gaussian"),
+    "one Gaussian a place, levels joined (PaDiM)": Variant({"per_level": False}, {}, "gaussian"),
     _APART: Variant({}, {}, "gaussian"),
     **_FAKES_OF_STRONG,
     "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
-    "judges taught by noise, on features times that map (eq. 6)": Variant({"stained": 0.0}, {}, "guided"),
+    "judges taught by noise, on features times that map (eq. 6)": Variant({"stain_share": 0.0}, {}, "guided"),
 }
 # Two cores tune an encoder at half the size in less time than they teach a pyramid on a frozen one (D32).
 _TUNED = {"tune": 0.1, "schedule": "one-cycle"}
@@ -290,6 +290,6 @@ def override(config: Any, values: dict[str, Any]) -> Any:
 
 def folder_name(config: Any) -> str:
     """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
-    hashes = [stage1_hash(asdict(config))] if isinstance(config, RunConfig) else []
+    hashes = [stage1_hash(asdict(config))] if isinstance(config, PaperConfig) else []
     name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
     return "-".join(filter(None, [*name, *hashes, config_hash(config)]))

@@ -1,0 +1,1 @@
+"""What frozen networks see of an image, and how likely that is at each place."""

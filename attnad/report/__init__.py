@@ -1,0 +1,1 @@
+"""What a person looks at: heat maps, figures, the table and the page of scored photographs."""

@@ -1,0 +1,284 @@
+"""The report on scored images: a table, a heat map of each image, and one page that stands alone.
+
+Colours have one scale everywhere, from 0 (normal) to 1 (anomalous); nothing is stretched per image or per test set.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnad.report.page import CARD, ICONS, PAGE, SCRIPT, STYLE
+from attnad.training.storage import write_atomically
+
+MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
+MOST_SHRUNK, SEEN = 4, 2  # times on a side without a word; pixels of the run that a defect should have at least
+HEAD = ("file", "score", "anomalous", "threshold", "map_mean", "map_max", "map")  # of scores.csv
+
+
+@cache
+def _palette() -> bytes:
+    import matplotlib  # here, since it writes a cache into the user's home as it loads
+
+    return matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].tobytes()
+
+
+def heat_map(anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """Colour an anomaly map [s, s] in [0, 1], resized to size (width, height) in pixels where one is given.
+
+    Returns a palette image whose indices are round(255 * value): the PNG keeps the values behind the colours.
+    """
+    picture = Image.fromarray((np.asarray(_resized(anomaly_map, size)).clip(0, 1) * 255).round().astype(np.uint8))
+    picture.putpalette(_palette())
+    return picture
+
+
+def _resized(anomaly_map: Tensor, size: tuple[int, int] | None) -> Image.Image:
+    values = Image.fromarray(anomaly_map.detach().float().cpu().numpy())
+    return values.resize(size, Image.Resampling.BILINEAR) if size else values
+
+
+def heat_overlay(image: Tensor, anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """Lay an anomaly map [s, s] in [0, 1] over its uint8 image [3, s, s]; size is (width, height) in pixels.
+
+    Returns an RGB image: the photograph in grey, so that all colour is the map's, and the map as opaque as it is high.
+    """
+    colours, grey = heat_map(anomaly_map, size), _photograph(image, size).convert("L").convert("RGB")
+    return Image.composite(colours.convert("RGB"), grey, Image.fromarray(np.asarray(colours)))
+
+
+def write_report(
+    out: Path,
+    *,
+    paths: Sequence[Path],
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    maps: Tensor,
+    scores: Sequence[float],
+    threshold: float,
+    title: str,
+    notes: Mapping[str, str],
+    numbers: str | None = None,
+) -> Path:
+    """Write `maps/*.png`, `scores.csv` and `report.html` on n images into the folder out, the worst image first.
+
+    images is uint8 [n, 3, s, s], sizes their original (width, height) in pixels, maps float [n, s, s] in [0, 1], scores
+    any finite numbers. Higher = more anomalous in both, and an image is flagged when its score > threshold. notes are
+    facts for the page's head; numbers is as for `write_map`. Each file is written whole or not at all, the page last;
+    its path is returned.
+    Raises ValueError, naming the file, where there is no image, lengths differ, or a value is out of its range.
+    """
+    scores, threshold = [float(score) for score in scores], float(threshold)
+    _check(paths, images, sizes, maps, scores, threshold)
+    order = sorted(range(len(paths)), key=lambda i: -scores[i])
+    files = {i: write_map(out, i + 1, paths[i], maps[i], sizes[i], numbers) for i in order}
+    rows = [row(paths[i], scores[i], threshold, maps[i], files[i]) for i in order]
+    write_atomically(out / "scores.csv", table([HEAD, *rows]))
+    axis = Axis.of(scores, threshold)
+    cards = [card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[n][5], axis) for n, i in enumerate(order)]
+    return write_page(out, cards, scores, axis, title, notes)
+
+
+def write_map(
+    out: Path, number: int, path: Path, anomaly_map: Tensor, size: tuple[int, int], numbers: str | None = None
+) -> str:
+    """Write the heat map of image `path`, whose size is (width, height); returns its name, seen from the folder out.
+
+    With numbers "npy" or "tiff", the map's values at that size lie beside it, float32 in [0, 1], under the same stem.
+    """
+    (out / "maps").mkdir(parents=True, exist_ok=True)
+    file = f"maps/{number:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
+    write_atomically(out / file, _encoded(heat_map(anomaly_map, _fit(size, MAP_SIDE)), "PNG"))
+    if numbers:
+        values, content = _resized(anomaly_map, size), io.BytesIO()
+        if numbers == "npy":
+            np.save(content, np.asarray(values))
+        else:
+            values.save(content, "TIFF")
+        write_atomically((out / file).with_suffix(f".{numbers}"), content.getvalue())
+    return file
+
+
+def row(path: Path, score: float, threshold: float, anomaly_map: Tensor, file: str) -> tuple[Any, ...]:
+    """An image's line of scores.csv, as HEAD names its cells."""
+    verdict = "yes" if score > threshold else "no"
+    return cell(path), score, verdict, threshold, anomaly_map.mean().item(), anomaly_map.max().item(), file
+
+
+def shrunk(sizes: Sequence[tuple[int, int]], side: int) -> str:
+    """A word of warning where images of these (width, height) lose much at a side of so many pixels; else nothing."""
+    longest = max(map(max, sizes))
+    if longest <= MOST_SHRUNK * side:
+        return ""
+    least = math.ceil(SEEN * longest / side)
+    return (
+        f"Sides of {longest} pixels are shrunk to {side}: a defect smaller than {least} pixels of your photograph can "
+        "be lost; train at a larger --size or use --tile"
+    )
+
+
+def table(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as the text of a CSV."""
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)  # a name may hold what some take for a separator
+    return text.getvalue()
+
+
+class Axis(NamedTuple):
+    """The one axis of all scores, and the threshold on it."""
+
+    low: float
+    high: float
+    threshold: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float], threshold: float) -> Axis:
+        """The axis from the lowest to the highest of scores and threshold."""
+        return cls(min(*scores, threshold), max(*scores, threshold), threshold)
+
+    def at(self, value: float) -> float:
+        """Where a score stands, in percent of the drawing."""
+        return 1 + 98 * (value - self.low) / ((self.high - self.low) or 1)
+
+    def verdict(self, score: float) -> str:
+        return "flagged" if score > self.threshold else "passed"
+
+
+def card(
+    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float, axis: Axis
+) -> str:
+    """An image's place in the page: the photograph, its map over it, its score and the map's highest value, `peak`."""
+    width, height = size = _fit(size, THUMBNAIL_SIDE)
+    x, x0, verdict = axis.at(score), axis.at(axis.threshold), axis.verdict(score)
+    return CARD.substitute(
+        verdict=verdict,
+        exactly=score,
+        icon=ICONS[verdict],
+        path=_text(path),
+        name=_text(Path(*path.parts[-2:])),
+        image=_uri(_photograph(image, size), "JPEG"),
+        overlay=_uri(heat_overlay(image, anomaly_map, size), "JPEG"),
+        size=f'width="{width}" height="{height}"',
+        score=f"{score:.4g}",
+        distance=f"{score - axis.threshold:+.3g} from the threshold",
+        peak=f"map maximum {peak:.2f}",
+        bar=f'x="{min(x, x0):.2f}%" width="{abs(x - x0):.2f}%"',
+        x=f"{x:.2f}%",
+        x0=f"{x0:.2f}%",
+    )
+
+
+def write_page(
+    out: Path, cards: Sequence[str], scores: Sequence[float], axis: Axis, title: str, notes: Mapping[str, str]
+) -> Path:
+    """Write report.html: every score on the axis, and cards, the worst first, of all or some; returns its path."""
+    ticks = (
+        f'<line class="{axis.verdict(score)}" data-score="{score}" x1="{axis.at(score):.2f}%" '
+        f'x2="{axis.at(score):.2f}%" y1="24" y2="44"/>'
+        for score in scores
+    )
+    flagged, x0 = sum(score > axis.threshold for score in scores), axis.at(axis.threshold)
+    shown_flagged = sum('<li class="flagged"' in text for text in cards)
+    grey, ramp = torch.full((3, 16, 256), 128, dtype=torch.uint8), torch.linspace(0, 1, 256).expand(16, 256)
+    page = PAGE.substitute(
+        title=_text(title),
+        style=STYLE,
+        script=SCRIPT,
+        style_hash=_hash(STYLE),
+        script_hash=_hash(SCRIPT),
+        n=len(scores),
+        flagged=flagged,
+        shown=len(cards),
+        shown_flagged=shown_flagged,
+        shown_passed=len(cards) - shown_flagged,
+        threshold=f"{axis.threshold:.4g}",
+        notes="".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in notes.items()),
+        low=f"{axis.low:.3g}",
+        high=f"{axis.high:.3g}",
+        lowest=axis.low,
+        highest=axis.high,
+        exactly=axis.threshold,
+        x0=f"{x0:.2f}%",
+        anchor="start" if x0 < 50 else "end",
+        ticks="".join(ticks),
+        legend=_uri(heat_overlay(grey, ramp), "PNG"),
+        cards="".join(cards),
+    )
+    write_atomically(out / "report.html", page)
+    return out / "report.html"
+
+
+def _check(
+    paths: Sequence[Path], images: Tensor, sizes: Sequence, maps: Tensor, scores: Sequence[float], threshold: float
+) -> None:
+    if not paths:
+        raise ValueError("there is no image to report on; name at least one")
+    if not len(paths) == len(images) == len(sizes) == len(maps) == len(scores):
+        lengths = ", ".join(str(len(each)) for each in (paths, images, sizes, maps, scores))
+        raise ValueError(f"paths, images, sizes, maps and scores have lengths {lengths}; give one of each per image")
+    if not math.isfinite(threshold):
+        raise ValueError(f"the threshold is {threshold}; give a finite number")
+    for path, score, anomaly_map in zip(paths, scores, maps, strict=True):
+        if not math.isfinite(score):
+            raise ValueError(f"{_plain(path)}: its score is {score}, no finite number; train again")
+        if not ((anomaly_map >= 0) & (anomaly_map <= 1)).all():
+            raise ValueError(f"{_plain(path)}: its map has values outside [0, 1] or NaN; give 1 - attention")
+
+
+def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Shrink (width, height), keeping the aspect, until neither side is longer than allowed."""
+    scale = min(1, longest / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _photograph(image: Tensor, size: tuple[int, int] | None) -> Image.Image:
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    return picture.resize(size, Image.Resampling.BICUBIC) if size else picture
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=85, optimize=True)
+    return buffer.getvalue()
+
+
+def _uri(picture: Image.Image, kind: str) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(_encoded(picture, kind)).decode()}"
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _plain(value: object) -> str:
+    """What stands for bytes that are no UTF-8 in a file's name is not UTF-8 either: spell it out, as \\udcff.
+
+    A name that holds such text already has its backslashes doubled, so that no two names are spelled alike.
+    """
+    text = str(value)
+    if re.search(r"[\ud800-\udfff]|\\udc", text):
+        text = text.replace("\\", "\\\\")
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _text(value: object) -> str:
+    return html.escape(_plain(value))
+
+
+def cell(path: Path) -> str:
+    """The same file by a name that no spreadsheet takes for a formula, whatever it makes of blanks and wide signs."""
+    return f"./{_plain(path)}" if re.match(r"[\s\0]*[=+\-@|%＝＋－＠]|[\s\0]", str(path)) else _plain(path)

@@ -1,1 +1,0 @@
-"""What people look at: pictures, the report, exported models and the widgets."""
