@@ -1,7 +1,7 @@
 """Attention map-guided two-stage anomaly detection: the package under the book.
 
-What a few lines need is offered here, and imported when it is first used: `attnad.train_run`, `attnad.load_images`
-and the others of `OFFERED`. Everything else is in its module.
+What a few lines need is offered here, and imported when it is first used: `attnad.Detector`, `attnad.load` and the
+others of `OFFERED`. Everything else is in its module.
 """
 
 from importlib import import_module
@@ -10,8 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 OFFERED = {
+    "Detector": "detector", "load": "detector",
     "load_train": "data", "load_test": "data", "load_images": "data", "recipe": "detectors",
-    "train_run": "run.run", "load_run": "run.run", "evaluate_run": "run.run", "write_report": "report.report",
+    "train_run": "run.run", "load_run": "run.run", "evaluate_run": "run.run",
 }  # fmt: skip
 
 

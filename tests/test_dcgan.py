@@ -21,12 +21,12 @@ from made import few_crops, images, rng, write_images
 from attnad.cli import main
 from attnad.config import ADGANConfig, PaperConfig, from_dict, to_dict
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors import dcgan, recipe
+from attnad.detectors import dcgan, override, recipe
 from attnad.detectors.dcgan import DCGAN, DCGANConfig
 from attnad.errors import TrainingError
 from attnad.run.run import train_run
 from attnad.study.results import read_results
-from attnad.study.tables import TABLES, override
+from attnad.study.tables import TABLES
 
 TINY = override(DCGANConfig(), {"size": 32, "width": 4, "epochs": 2, "batch": 8})
 STEPS = ("rotation", "permutation", "jitter")

@@ -17,14 +17,11 @@ from attnad.cli import main
 from attnad.data import load_test, textures
 from attnad.errors import DataError, TrainingError
 from attnad.metrics import auroc
-from attnad.run.run import Run, load_run
+from attnad.run.run import Run, folder_name, load_run
 from attnad.study import engines
 from attnad.study.engines import reproduce
 from attnad.study.results import COLUMNS, KEY, read_results
-from attnad.study.tables import (
-    folder_name,
-    jobs,
-)
+from attnad.study.tables import jobs
 from attnad.training.storage import load_json, save_json
 
 

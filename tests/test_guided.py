@@ -19,9 +19,8 @@ from attnad.detectors import guided, recipe
 from attnad.detectors import map as skips
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.errors import TrainingError
-from attnad.run.run import Run, load_run, train_run
+from attnad.run.run import Run, folder_name, load_run, train_run
 from attnad.study.engines import measure
-from attnad.study.tables import folder_name
 from attnad.train import to_float
 from attnad.training.state import read_log
 from attnad.training.storage import load_json, save_json

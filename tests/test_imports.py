@@ -37,7 +37,7 @@ ROWS = [
     ("detectors",),
     ("run.run",),
     ("run.export", "report.scoring", "study.bench", "study.tables"),
-    ("report.follow", "study.results", "study.processes", "widgets"),
+    ("report.follow", "study.results", "study.processes", "widgets", "detector"),
     ("study.summary", "study.plan"),
     ("study.claims", "study.engines", "study.compare_anomalib"),
     ("cli.arguments",),

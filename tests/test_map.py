@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from attnad.config import from_dict, to_dict
 from attnad.data import load_test, load_train
-from attnad.detectors import recipe
+from attnad.detectors import override, recipe
 from attnad.detectors.map import AttentionMap, AttentionPyramid, MapConfig, one_cycle
 from attnad.errors import Stopped, TrainingError
 from attnad.features.backbones import frozen_network
@@ -24,7 +24,6 @@ from attnad.features.stains import StainConfig, highest_within, soften, stain, s
 from attnad.losses import dice_loss, focal_loss
 from attnad.metrics import auroc
 from attnad.run.run import load_run, train_run
-from attnad.study.tables import override
 from attnad.training.state import stopping
 
 SMALL = replace(recipe("map", "textures"), size=32, min_side=64, width=16, epochs=4)

@@ -24,11 +24,12 @@ from waiting import PATIENCE, until
 
 from attnad.cli import main
 from attnad.errors import SettingError, Stopped, TrainingError
+from attnad.run.run import folder_name
 from attnad.study.engines import measure, reproduce
 from attnad.study.plan import ORDER, Seconds, everything, missing
 from attnad.study.processes import run_in_processes, share_of_cores
 from attnad.study.results import COLUMNS, read_results, write_results
-from attnad.study.tables import CIFAR10_CLASSES, CLASSES, MVTEC_CATEGORIES, TABLES, Job, folder_name, jobs
+from attnad.study.tables import CIFAR10_CLASSES, CLASSES, MVTEC_CATEGORIES, TABLES, Job, jobs
 from attnad.training.state import Log, stopping
 from attnad.training.storage import load_tensors
 

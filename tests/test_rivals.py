@@ -16,7 +16,7 @@ from torch import Tensor
 from attnad.cli import main
 from attnad.config import BASELINES as NAMES
 from attnad.data import load_test, load_train, textures
-from attnad.detectors import recipe
+from attnad.detectors import override, recipe
 from attnad.detectors.baselines import BASELINES
 from attnad.detectors.baselines.anogan import search_loss
 from attnad.detectors.baselines.attention import weighted
@@ -31,7 +31,7 @@ from attnad.detectors.baselines.superpixels import group_masks, masked_error, su
 from attnad.detectors.baselines.ulslm import generator_loss, signs_loss
 from attnad.errors import CheckpointError, Stopped, TrainingError
 from attnad.run.run import Run, evaluate_run, load_run, train_run
-from attnad.study.tables import RIVAL_NAMES, override
+from attnad.study.tables import RIVAL_NAMES
 from attnad.training.state import read_log, stopping
 from attnad.training.storage import load_tensors
 

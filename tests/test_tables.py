@@ -12,10 +12,11 @@ from studies import PAPER
 from attnad.config import PaperConfig, recipe
 from attnad.data import textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors import DETECTORS
+from attnad.detectors import DETECTORS, override
 from attnad.detectors.baselines import BASELINES
 from attnad.detectors.neighbours import NeighboursConfig
 from attnad.errors import SettingError
+from attnad.run.run import folder_name
 from attnad.study.results import read_results
 from attnad.study.tables import (
     BEYOND,
@@ -27,9 +28,7 @@ from attnad.study.tables import (
     TEXTURE_STUDY,
     UNLABELLED,
     Job,
-    folder_name,
     jobs,
-    override,
 )
 
 SEEDS = (0, 1, 2)

@@ -16,13 +16,13 @@ from made import few_crops
 
 import attnad.config
 from attnad.config import config_hash, from_dict, short_hash, to_dict
-from attnad.detectors import DETECTORS, recipe
+from attnad.detectors import DETECTORS, override, recipe
 from attnad.errors import SettingError
-from attnad.run.run import train_run
+from attnad.run.run import folder_name, train_run
 from attnad.study.engines import measure
 from attnad.study.plan import missing
 from attnad.study.results import read_results
-from attnad.study.tables import folder_name, jobs, override
+from attnad.study.tables import jobs
 from attnad.training.storage import load_json, save_json
 
 # Whoever copies or checks a configuration looks at each value without making anything of it.

@@ -19,8 +19,11 @@ and the threshold. An image score that is made of the map alone has its place in
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import asdict
 from typing import Any
 
+from attnad.config import from_dict
 from attnad.detectors.adapted import Adapted
 from attnad.detectors.baselines import BASELINES
 from attnad.detectors.dcgan import DCGAN
@@ -29,6 +32,7 @@ from attnad.detectors.map import AttentionMap
 from attnad.detectors.neighbours import Neighbours
 from attnad.detectors.paper import Paper
 from attnad.detectors.strong import Strong
+from attnad.errors import SettingError
 
 DETECTORS: dict[str, Any] = {
     "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
@@ -42,3 +46,28 @@ def recipe(name: str, data: str) -> Any:
         *others, last = DETECTORS
         raise ValueError(f"there is no recipe {name!r}; use {', '.join(others)} or {last}")
     return DETECTORS[name].recipe(name, data)
+
+
+def override(config: Any, values: dict[str, Any]) -> Any:
+    """Replace values of a configuration, named with a dot inside a part: {"adgan.epochs": 3}.
+
+    Raises SettingError on a name that is not there and on a value of another type.
+    """
+    table = asdict(config)
+    for name, value in values.items():
+        part, _, field = name.rpartition(".")
+        inner = table.get(part) if part else table
+        if not isinstance(inner, dict) or field not in inner:
+            names = [
+                f"{k}.{f}" if isinstance(v, dict) else k
+                for k, v in table.items()
+                for f in (v if isinstance(v, dict) else [0])
+            ]
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingError(f"recipe {config.recipe} has no value {name!r}{hint}")
+        inner[field] = value
+    try:
+        return from_dict(type(config), table)
+    except ValueError as error:
+        raise SettingError(str(error)) from error

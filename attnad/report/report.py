@@ -42,14 +42,17 @@ def heat_map(anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.
 
     Returns a palette image whose indices are round(255 * value): the PNG keeps the values behind the colours.
     """
-    picture = Image.fromarray((np.asarray(_resized(anomaly_map, size)).clip(0, 1) * 255).round().astype(np.uint8))
+    picture = Image.fromarray((resized_map(anomaly_map, size).clip(0, 1) * 255).round().astype(np.uint8))
     picture.putpalette(_palette())
     return picture
 
 
-def _resized(anomaly_map: Tensor, size: tuple[int, int] | None) -> Image.Image:
-    values = Image.fromarray(anomaly_map.detach().float().cpu().numpy())
-    return values.resize(size, Image.Resampling.BILINEAR) if size else values
+def resized_map(anomaly_map: Tensor, size: tuple[int, int] | None) -> np.ndarray:
+    """A map [s, s] between its values at size (width, height), or as it is: float32 [h, w]."""
+    values = anomaly_map.detach().float().cpu().numpy()
+    if size is None or size == values.shape[::-1]:
+        return values
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 
 
 def heat_overlay(image: Tensor, anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
@@ -104,7 +107,7 @@ def write_map(
     file = f"maps/{number:04d}-{re.sub('[^A-Za-z0-9_-]+', '_', path.stem)[:80]}.png"
     write_atomically(out / file, _encoded(heat_map(anomaly_map, _fit(size, MAP_SIDE)), "PNG"))
     if numbers:
-        values, content = _resized(anomaly_map, size), io.BytesIO()
+        values, content = Image.fromarray(resized_map(anomaly_map, size)), io.BytesIO()
         if numbers == "npy":
             np.save(content, np.asarray(values))
         else:

@@ -25,11 +25,12 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
-from attnad.config import differences, from_dict
+from attnad.config import PaperConfig, config_hash, differences, from_dict
 from attnad.data import TestSet, files_sum, lies_here, load_train, near_copies, normal_files, split_normal
 from attnad.data.images import read_each, read_images, to_tensor
 from attnad.data.tiles import Tiles
 from attnad.detectors import DETECTORS
+from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.run.region import Region, check_region, claim_region, load_region
@@ -61,6 +62,7 @@ class Run:
     facts: dict[str, Any]
     region: Region | None = None  # what alone is scored
     tiles: Tiles | None = None  # how photographs are cut, where they are
+    folder: Path | None = None  # where all this lies
 
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s] of the run's size, inside its region; see `attnad.score.Scores`.
@@ -162,7 +164,7 @@ class Run:
 
 def train_run(
     config: Any,
-    folder: Path,
+    folder: Path | None = None,
     *,
     device: str = "auto",
     data_root: Path | None = None,
@@ -174,10 +176,11 @@ def train_run(
 ) -> Run:
     """Train the detector that `config.recipe` names into a folder, or go on where it stopped, or load it if finished.
 
-    Reads normal training images only; a tenth of them is held out for the threshold, copies with their originals. Where
-    another process trains the same in that folder, waits for it and loads what it has made, or goes on where it was
-    killed. `stage1` is the folder of a finished run with the same data, seed and stage 1, whose attention network is
-    taken over, not trained again.
+    By default the folder is one below runs/, another for each configuration (`folder_name`). Reads normal training
+    images only; a tenth of them is held out for the threshold, copies with their originals. Where another process
+    trains the same in that folder, waits for it and loads what it has made, or goes on where it was killed.
+    `stage1` is the folder of a finished run with the same data, seed and stage 1, whose attention network is taken
+    over, not trained again.
     `region` is a mask of what alone is to be scored, see `attnad.run.region`. With `tiles`, photographs are cut first.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
@@ -193,10 +196,11 @@ def train_run(
         if region is not None:
             raise SettingError("a region is of whole photographs; give --region or --tile")
     chosen = pick_device(device)
+    folder = folder or Path("runs") / folder_name(config)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(config, folder):
         begun = _claim(config, folder)
-        scored = claim_region(region, folder, config.size, begun=begun)
+        marked = claim_region(region, folder, config.size, begun=begun)
         files = normal_files(config.data, config.normal_class, data_root)
         if (folder / "run.json").exists():
             _remove_states(folder)  # a kill may have come before it
@@ -205,57 +209,101 @@ def train_run(
                 raise TrainingError(f"{folder} holds a run with other tiles, or without; choose another --out")
             check_same(finished.facts, files, config.data, folder)
             return finished
-        files_were = files_sum(files)
+        options = FitOptions(chosen, data_root, stage1, save_seconds, progress)
         if tiles is None:
             normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root).images
-            _check_enough(config.data, len(normal))
-            groups = near_copies(normal)
-            fit, held_out = split_normal(normal, seed=config.seed, groups=groups)
-        else:  # photographs are held out, not tiles
-            if not files or config.data == "cifar10":
-                raise DataError(f"{config.data}: its images are small; tiles are for a folder of photographs")
-            _check_enough(config.data, len(files))
-            groups = near_copies(read_images(files, 32)[0])
-            fit, held_out = split_normal(torch.arange(len(files)), seed=config.seed, groups=groups)
-            for i in held_out:
-                tiles.read(files[i])  # one that cannot be used is better known before training
-        images = fit if tiles is None else tiles.load([files[i] for i in fit], config.size)
-        started = time.perf_counter()
-        options = FitOptions(chosen, data_root, stage1, save_seconds, progress)
-        detector = detector_type.fit(config, images, folder, options)
-        seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
-        run = Run(config, detector, {}, scored, tiles)
-        if tiles is None:
-            apart, held_out_scores = held_out, run.image_scores(run.score(held_out))
-        else:
-            apart = tiles.load([files[i] for i in held_out[:4]], config.size)
-            held_out_scores = torch.tensor([_score_of(run, files[i]) for i in held_out])
-        threshold = normal_threshold(held_out_scores.numpy())
-        run.facts.update(
+            return learn(config, normal, folder, options, files=files_sum(files), region=marked)
+        if not files or config.data == "cifar10":
+            raise DataError(f"{config.data}: its images are small; tiles are for a folder of photographs")
+        return _learn_tiles(config, files, folder, options, tiles)
+
+
+def learn(
+    config: Any, normal: Tensor, folder: Path, options: FitOptions, *, files: str = "", region: Region | None = None
+) -> Run:
+    """Train a detector on images in memory, uint8 [n, 3, s, s], all normal, into a folder; see `train_run`.
+
+    `files` is `attnad.data.files_sum` of the files that they were read from. Raises TrainingError on fewer than three.
+    """
+    _check_enough(config.data, len(normal))
+    groups = near_copies(normal)
+    images, held_out = split_normal(normal, seed=config.seed, groups=groups)
+
+    def score(run: Run) -> Tensor:
+        return run.image_scores(run.score(held_out))
+
+    return _learn(config, images, folder, options, groups, len(images), score, held_out, files, region=region)
+
+
+def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitOptions, tiles: Tiles) -> Run:
+    """Train on tiles of photographs; photographs are held out, not tiles."""
+    _check_enough(config.data, len(paths))
+    groups = near_copies(read_images(paths, 32)[0])
+    fit, held_out = split_normal(torch.arange(len(paths)), seed=config.seed, groups=groups)
+    for i in held_out:
+        tiles.read(paths[i])  # one that cannot be used is better known before training
+    images = tiles.load([paths[i] for i in fit], config.size)
+    shown = tiles.load([paths[i] for i in held_out[:4]], config.size)
+
+    def score(run: Run) -> Tensor:
+        return torch.tensor([_score_of(run, paths[i]) for i in held_out])
+
+    return _learn(config, images, folder, options, groups, len(fit), score, shown, files_sum(paths), tiles=tiles)
+
+
+def _learn(
+    config: Any,
+    images: Tensor,
+    folder: Path,
+    options: FitOptions,
+    groups: Tensor,
+    n_train: int,
+    score_held_out: Callable[[Run], Tensor],
+    held_out: Tensor,
+    files: str,
+    *,
+    region: Region | None = None,
+    tiles: Tiles | None = None,
+) -> Run:
+    """Fit the detector, find its threshold and what else run.json says, and write that."""
+    started = time.perf_counter()
+    detector = DETECTORS[config.recipe].fit(config, images, folder, options)
+    seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
+    run = Run(config, detector, {}, region, tiles, folder)
+    scores = score_held_out(run)
+    threshold = normal_threshold(scores.numpy())
+    run.facts.update(
+        threshold=threshold,
+        threshold_from=f"95th percentile of {len(scores)} held-out normal images",
+        held_out_scores=scores.tolist(),
+        n_train=n_train,
+        n_copies=len(groups) - len(groups.unique()),
+        n_normal=len(groups),
+        files=files,
+        images=fingerprint(images),
+        synthetic=synthetic_check(
+            run.score,
+            config.image_score,
+            held_out,
             threshold=threshold,
-            threshold_from=f"95th percentile of {len(held_out)} held-out normal images",
-            held_out_scores=held_out_scores.tolist(),
-            n_train=len(fit),
-            n_copies=len(groups) - len(groups.unique()),
-            n_normal=len(groups),
-            files=files_were,
-            images=fingerprint(images),
-            synthetic=synthetic_check(
-                run.score,
-                config.image_score,
-                apart,
-                threshold=threshold,
-                seed=config.seed,
-                region=scored.mask if scored else None,
-            ),
-            seconds=seconds,
-            **({"region": scored.facts()} if scored else {}),
-            **({"tiles": asdict(tiles)} if tiles else {}),
-            **machine_facts(chosen),
-        )
-        save_json(folder / "run.json", run.facts)
-        _remove_states(folder)
-        return run
+            seed=config.seed,
+            region=region.mask if region else None,
+        ),
+        seconds=seconds,
+        **({"region": region.facts()} if region else {}),
+        **({"tiles": asdict(tiles)} if tiles else {}),
+        **machine_facts(options.device),
+    )
+    save_json(folder / "run.json", run.facts)
+    _remove_states(folder)
+    return run
+
+
+def folder_name(config: Any) -> str:
+    """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
+    hashes = [stage1_hash(asdict(config))] if isinstance(config, PaperConfig) else []
+    name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
+    return "-".join(filter(None, [*name, *hashes, config_hash(config)]))
 
 
 def _check_enough(data: str, n: int) -> None:
@@ -379,7 +427,7 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
     except ValueError as error:  # of SettingError too
         raise CheckpointError(f"{folder / 'run.json'}: {error}; restore it or train again") from error
     detector = DETECTORS[config.recipe].load(config, folder, device=pick_device(device))
-    return Run(config, detector, facts, load_region(folder, facts, config.size), tiles)
+    return Run(config, detector, facts, load_region(folder, facts, config.size), tiles, folder)
 
 
 def data_of(run: Run, folder: Path, root: Path | None) -> str:

@@ -26,13 +26,13 @@ from attnad.data.folders import find_folder
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, PackageError, SettingError, SomeFailed, Stopped, remedy, shown
-from attnad.run.run import check_same, evaluate_run, train_run
+from attnad.run.run import check_same, evaluate_run, folder_name, train_run
 from attnad.study import tables
 from attnad.study.plan import Seconds, classes_there, everything, missing, root_of
 from attnad.study.processes import run_in_processes, share_of_cores
 from attnad.study.results import current_commit, rows, write_results
 from attnad.study.summary import Summary, summary
-from attnad.study.tables import MVTEC_CATEGORIES, Job, folder_name
+from attnad.study.tables import MVTEC_CATEGORIES, Job
 from attnad.train import pick_device
 from attnad.training.machine import machine_facts
 from attnad.training.storage import load_json, save_json

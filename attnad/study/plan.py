@@ -10,8 +10,9 @@ from typing import Any
 from attnad.data.cifar10 import find_cifar10
 from attnad.data.folders import data_root as find_root
 from attnad.errors import DataError
+from attnad.run.run import folder_name
 from attnad.study.results import read_results
-from attnad.study.tables import CLASSES, DATA, MVTEC_CATEGORIES, Job, folder_name, jobs
+from attnad.study.tables import CLASSES, DATA, MVTEC_CATEGORIES, Job, jobs
 from attnad.training.storage import load_json, save_json
 
 # The most telling first. The paper's claim is that ADGAN on attention finds anomalies: on ten classes (table 2, whose

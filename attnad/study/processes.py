@@ -24,7 +24,8 @@ from attnad.config import PaperConfig
 from attnad.detectors.guided import GuidedConfig, attention_config
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import Stopped, TrainingError
-from attnad.study.tables import Job, folder_name
+from attnad.run.run import folder_name
+from attnad.study.tables import Job
 from attnad.training.state import stopping
 
 GRACE = 30.0  # seconds before the deadline at which runs are asked to save their states and stop, or a tenth of all

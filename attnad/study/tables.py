@@ -6,20 +6,15 @@ a finished one is skipped and an interrupted one goes on. Nothing is chosen by i
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnad.config import PaperConfig, config_hash, from_dict
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.data.textures import CHOSEN_ON, TEXTURES
-from attnad.detectors import recipe
-from attnad.detectors.paper import stage1_hash
-from attnad.errors import SettingError
+from attnad.detectors import override, recipe
 from attnad.metrics import METRICS
 
 MVTEC_CATEGORIES = (
@@ -261,35 +256,3 @@ def _told(overrides: dict[str, Any] | None) -> str:
     """Overrides that no other column of a row tells, as JSON; "" without any."""
     told = {name: value for name, value in (overrides or {}).items() if name not in _COLUMNS}
     return json.dumps(told, sort_keys=True) if told else ""
-
-
-def override(config: Any, values: dict[str, Any]) -> Any:
-    """Replace values of a configuration, named with a dot inside a part: {"adgan.epochs": 3}.
-
-    Raises SettingError on a name that is not there and on a value of another type.
-    """
-    table = asdict(config)
-    for name, value in values.items():
-        part, _, field = name.rpartition(".")
-        inner = table.get(part) if part else table
-        if not isinstance(inner, dict) or field not in inner:
-            names = [
-                f"{k}.{f}" if isinstance(v, dict) else k
-                for k, v in table.items()
-                for f in (v if isinstance(v, dict) else [0])
-            ]
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingError(f"recipe {config.recipe} has no value {name!r}{hint}")
-        inner[field] = value
-    try:
-        return from_dict(type(config), table)
-    except ValueError as error:
-        raise SettingError(str(error)) from error
-
-
-def folder_name(config: Any) -> str:
-    """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
-    hashes = [stage1_hash(asdict(config))] if isinstance(config, PaperConfig) else []
-    name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
-    return "-".join(filter(None, [*name, *hashes, config_hash(config)]))
