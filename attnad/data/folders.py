@@ -98,7 +98,7 @@ def _look(folder: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the path and its permissions") from error
     folders, files = [p for p in paths if os.path.isdir(p)], [p for p in paths if os.path.isfile(p)]
     what = "is neither a file nor a folder (a broken link, a pipe, or no permission?)"
-    return folders, files, {path: what for path in paths if path not in {*folders, *files}}
+    return folders, files, dict.fromkeys(sorted({*paths} - {*folders, *files}), what)
 
 
 def _ignored(path: Path) -> bool:
