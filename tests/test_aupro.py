@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import random_set
 from skimage.measure import label as label_regions
+from sklearn.metrics import roc_auc_score
 
 from attnad.metrics import (
     aupro,
@@ -91,6 +92,21 @@ def test_aupro_matches_an_independent_implementation(levels, max_fpr):
     for seed in range(4):
         masks, maps = random_set(seed, levels)
         assert aupro(masks, maps, max_fpr) == pytest.approx(aupro_by_thresholds(masks, maps, max_fpr))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
+def test_aupro_matches_scikit_learn_on_many_pixels(dtype, max_fpr):
+    rng = np.random.default_rng(3)
+    masks = rng.random((5, 64, 64)) < 0.05
+    maps = np.clip(rng.normal(20, 12, masks.shape) + 15 * masks, 0, 127).astype(dtype)
+    weights = np.ones(masks.shape)  # of one region together as much as of any other
+    for mask, weight in zip(masks, weights, strict=True):
+        regions = label_regions(mask, connectivity=2)
+        weight[mask] /= np.bincount(regions.ravel())[regions[mask]]
+    area = roc_auc_score(masks.ravel(), maps.ravel(), sample_weight=weights.ravel(), max_fpr=max_fpr)
+    chance = max_fpr / 2  # which scikit-learn stretches to 1/2, and leaves 1 where it is
+    assert aupro(masks, maps, max_fpr) == pytest.approx(chance + (2 * area - 1) * (1 - chance), abs=1e-12)
 
 
 def test_aupro_of_one_pixel_regions_to_the_end_is_the_pixel_auroc():
