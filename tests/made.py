@@ -21,6 +21,7 @@ from attnad.config import recipe
 from attnad.data import textures
 from attnad.detectors.paper import Paper
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
+from attnad.report.report import HEAD, card, row, table, write_map, write_page
 from attnad.run.run import Run
 
 WEIGHTS = ("attention.safetensors", "adgan.safetensors")
@@ -144,3 +145,18 @@ def fails(capsys, *arguments: str | Path, status: int = 2) -> str:
     assert "Traceback" not in printed.err
     assert printed.out == ""
     return lines[-1]
+
+
+def write_report(out: Path, *, paths, images, sizes, maps, scores, threshold, title, notes) -> Path:
+    """The files of a report on n images, as `attnad score` leaves them without its own records; returns the page.
+
+    images is uint8 [n, 3, s, s], sizes their original (width, height), maps float [n, s, s] in [0, 1].
+    """
+    scores = [float(score) for score in scores]
+    rows, cards = [], []
+    for i in sorted(range(len(paths)), key=lambda i: -scores[i]):
+        file = write_map(out, i + 1, paths[i], maps[i], sizes[i])
+        rows.append(row(paths[i], scores[i], threshold, maps[i], file))
+        cards.append(card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[-1][5]))
+    (out / "scores.csv").write_text(table([HEAD, *rows]), encoding="utf-8", newline="")
+    return write_page(out, cards, scores, threshold, title, notes)

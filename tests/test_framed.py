@@ -8,9 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from browsing import served, window
-from made import images
-
-from attnad.report.report import write_report
+from made import images, write_report
 
 READ = """() => [...document.querySelectorAll("iframe")].map((frame) => {
   try { return frame.contentWindow.document.body.innerText } catch (error) { return error.name }

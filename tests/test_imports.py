@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # From the ground up. A module may import those of the rows before its own, and none of its own row. In a package each
 # file is one; its own name stands for its __init__.
 ROWS = [
-    ("errors", "config", "report.page"),
+    ("errors", "config"),
     ("training.storage", "training.machine", "augmentations", "losses", "metrics", "report.plotting"),
     ("data.folders", "data.images", "data.textures", "training.graph", "training.state", "features.stains", "models"),
     ("data.layouts", "features.backbones"),

@@ -58,6 +58,7 @@ def test_dependencies_stand_once():
 MENDED = {
     "filelock": "3.20.3",  # CVE-2025-68146, CVE-2026-22701: what a link in the lock's place names is emptied
     "pillow": "11.3",  # CVE-2025-48379
+    "jinja2": "3.1.6",  # CVE-2025-27516
     "jupyterlab": "4.5.7",  # CVE-2026-40171, CVE-2026-42266, CVE-2026-42557: a notebook takes the token
     "notebook": "7.5.6",  # CVE-2026-40171
     "onnx": "1.22",  # CVE-2026-27489, CVE-2026-34445 to -34447: a model reads files outside its folder

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import html
 import io
 import math
 import re
@@ -22,7 +21,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnad.report.page import CARD, ICONS, PAGE, SCRIPT, STYLE
 from attnad.training.storage import write_atomically
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
@@ -62,38 +60,6 @@ def heat_overlay(image: Tensor, anomaly_map: Tensor, size: tuple[int, int] | Non
     """
     colours, grey = heat_map(anomaly_map, size), _photograph(image, size).convert("L").convert("RGB")
     return Image.composite(colours.convert("RGB"), grey, Image.fromarray(np.asarray(colours)))
-
-
-def write_report(
-    out: Path,
-    *,
-    paths: Sequence[Path],
-    images: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    maps: Tensor,
-    scores: Sequence[float],
-    threshold: float,
-    title: str,
-    notes: Mapping[str, str],
-    numbers: str | None = None,
-) -> Path:
-    """Write `maps/*.png`, `scores.csv` and `report.html` on n images into the folder out, the worst image first.
-
-    images is uint8 [n, 3, s, s], sizes their original (width, height) in pixels, maps float [n, s, s] in [0, 1], scores
-    any finite numbers. Higher = more anomalous in both, and an image is flagged when its score > threshold. notes are
-    facts for the page's head; numbers is as for `write_map`. Each file is written whole or not at all, the page last;
-    its path is returned.
-    Raises ValueError, naming the file, where there is no image, lengths differ, or a value is out of its range.
-    """
-    scores, threshold = [float(score) for score in scores], float(threshold)
-    _check(paths, images, sizes, maps, scores, threshold)
-    order = sorted(range(len(paths)), key=lambda i: -scores[i])
-    files = {i: write_map(out, i + 1, paths[i], maps[i], sizes[i], numbers) for i in order}
-    rows = [row(paths[i], scores[i], threshold, maps[i], files[i]) for i in order]
-    write_atomically(out / "scores.csv", table([HEAD, *rows]))
-    axis = Axis.of(scores, threshold)
-    cards = [card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[n][5], axis) for n, i in enumerate(order)]
-    return write_page(out, cards, scores, axis, title, notes)
 
 
 def write_map(
@@ -148,11 +114,6 @@ class Axis(NamedTuple):
     high: float
     threshold: float
 
-    @classmethod
-    def of(cls, scores: Sequence[float], threshold: float) -> Axis:
-        """The axis from the lowest to the highest of scores and threshold."""
-        return cls(min(*scores, threshold), max(*scores, threshold), threshold)
-
     def at(self, value: float) -> float:
         """Where a score stands, in percent of the drawing."""
         return 1 + 98 * (value - self.low) / ((self.high - self.low) or 1)
@@ -162,84 +123,49 @@ class Axis(NamedTuple):
 
 
 def card(
-    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float, axis: Axis
-) -> str:
+    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float
+) -> dict[str, Any]:
     """An image's place in the page: the photograph, its map over it, its score and the map's highest value, `peak`."""
-    width, height = size = _fit(size, THUMBNAIL_SIDE)
-    x, x0, verdict = axis.at(score), axis.at(axis.threshold), axis.verdict(score)
-    return CARD.substitute(
-        verdict=verdict,
-        exactly=score,
-        icon=ICONS[verdict],
-        path=_text(path),
-        name=_text(Path(*path.parts[-2:])),
-        image=_uri(_photograph(image, size), "JPEG"),
-        overlay=_uri(heat_overlay(image, anomaly_map, size), "JPEG"),
-        size=f'width="{width}" height="{height}"',
-        score=f"{score:.4g}",
-        distance=f"{score - axis.threshold:+.3g} from the threshold",
-        peak=f"map maximum {peak:.2f}",
-        bar=f'x="{min(x, x0):.2f}%" width="{abs(x - x0):.2f}%"',
-        x=f"{x:.2f}%",
-        x0=f"{x0:.2f}%",
-    )
+    size = _fit(size, THUMBNAIL_SIDE)
+    return {
+        "path": _plain(path),
+        "name": _plain(Path(*path.parts[-2:])),
+        "image": _uri(_photograph(image, size), "JPEG"),
+        "overlay": _uri(heat_overlay(image, anomaly_map, size), "JPEG"),
+        "size": size,
+        "score": score,
+        "peak": peak,
+    }
 
 
 def write_page(
-    out: Path, cards: Sequence[str], scores: Sequence[float], axis: Axis, title: str, notes: Mapping[str, str]
+    out: Path,
+    cards: Sequence[Mapping[str, Any]],
+    scores: Sequence[float],
+    threshold: float,
+    title: str,
+    notes: Mapping[str, str],
 ) -> Path:
-    """Write report.html: every score on the axis, and cards, the worst first, of all or some; returns its path."""
-    ticks = (
-        f'<line class="{axis.verdict(score)}" data-score="{score}" x1="{axis.at(score):.2f}%" '
-        f'x2="{axis.at(score):.2f}%" y1="24" y2="44"/>'
-        for score in scores
-    )
-    flagged, x0 = sum(score > axis.threshold for score in scores), axis.at(axis.threshold)
-    shown_flagged = sum('<li class="flagged"' in text for text in cards)
+    """Write report.html: every score on one axis, and cards, the worst first, of all or some; returns its path."""
+    import jinja2  # here, since only this needs it
+
+    parts = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".html", ".css", ".js"))
+    page, style, script = parts
     grey, ramp = torch.full((3, 16, 256), 128, dtype=torch.uint8), torch.linspace(0, 1, 256).expand(16, 256)
-    page = PAGE.substitute(
-        title=_text(title),
-        style=STYLE,
-        script=SCRIPT,
-        style_hash=_hash(STYLE),
-        script_hash=_hash(SCRIPT),
-        n=len(scores),
-        flagged=flagged,
-        shown=len(cards),
-        shown_flagged=shown_flagged,
-        shown_passed=len(cards) - shown_flagged,
-        threshold=f"{axis.threshold:.4g}",
-        notes="".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in notes.items()),
-        low=f"{axis.low:.3g}",
-        high=f"{axis.high:.3g}",
-        lowest=axis.low,
-        highest=axis.high,
-        exactly=axis.threshold,
-        x0=f"{x0:.2f}%",
-        anchor="start" if x0 < 50 else "end",
-        ticks="".join(ticks),
+    template = jinja2.Template(page, autoescape=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    page = template.render(
+        title=_plain(title),
+        notes={_plain(key): _plain(value) for key, value in notes.items()},
+        scores=scores,
+        axis=Axis(min(*scores, threshold), max(*scores, threshold), threshold),
+        cards=cards,
         legend=_uri(heat_overlay(grey, ramp), "PNG"),
-        cards="".join(cards),
+        style=style,
+        script=script,
+        sha256=_sha256,
     )
     write_atomically(out / "report.html", page)
     return out / "report.html"
-
-
-def _check(
-    paths: Sequence[Path], images: Tensor, sizes: Sequence, maps: Tensor, scores: Sequence[float], threshold: float
-) -> None:
-    if not paths:
-        raise ValueError("there is no image to report on; name at least one")
-    if not len(paths) == len(images) == len(sizes) == len(maps) == len(scores):
-        lengths = ", ".join(str(len(each)) for each in (paths, images, sizes, maps, scores))
-        raise ValueError(f"paths, images, sizes, maps and scores have lengths {lengths}; give one of each per image")
-    if not math.isfinite(threshold):
-        raise ValueError(f"the threshold is {threshold}; give a finite number")
-    for path, score, anomaly_map in zip(paths, scores, maps, strict=True):
-        if not math.isfinite(score):
-            raise ValueError(f"{_plain(path)}: its score is {score}, no finite number; train again")
-        if not ((anomaly_map >= 0) & (anomaly_map <= 1)).all():
-            raise ValueError(f"{_plain(path)}: its map has values outside [0, 1] or NaN; give 1 - attention")
 
 
 def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -263,7 +189,7 @@ def _uri(picture: Image.Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(_encoded(picture, kind)).decode()}"
 
 
-def _hash(text: str) -> str:
+def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -276,10 +202,6 @@ def _plain(value: object) -> str:
     if re.search(r"[\ud800-\udfff]|\\udc", text):
         text = text.replace("\\", "\\\\")
     return text.encode(errors="backslashreplace").decode()
-
-
-def _text(value: object) -> str:
-    return html.escape(_plain(value))
 
 
 def cell(path: Path) -> str:

@@ -31,7 +31,7 @@ from attnad.data import load_images
 from attnad.data.folders import photographs_at
 from attnad.data.images import all_of
 from attnad.errors import CheckpointError, DataError, SettingError, SomeFailed
-from attnad.report.report import HEAD, MAP_SIDE, Axis, card, cell, row, shrunk, table, write_map, write_page
+from attnad.report.report import HEAD, MAP_SIDE, card, cell, row, shrunk, table, write_map, write_page
 from attnad.run.run import FileScore, Run
 from attnad.training.storage import TABLE_BYTES, load_json, read_file, save_json, write_atomically
 
@@ -257,21 +257,20 @@ def write_report_of(run: Run, scored: ScoreTable, photographs: Sequence[Path], n
     """
     lines = sorted(scored.lines.values(), key=lambda line: -float(line[1]))
     scores = [float(line[1]) for line in lines]
-    axis = Axis.of(scores, scored.threshold)
     flagged = sum(score > scored.threshold for score in scores)
     known = {cell(path): path for path in photographs}
     shown = lines[: max(SHOWN, min(flagged, FLAGGED_SHOWN))]
-    cards = [_card(run, scored.out, known.get(line[0], Path(line[0])), line, axis) for line in shown]
+    cards = [_card(run, scored.out, known.get(line[0], Path(line[0])), line) for line in shown]
     left = [found for found in cards if found is not None]
     if len(left) < len(lines):
         word = f"the worst {len(left)} of {len(lines)}; scores.csv has all"
         if gone := len(cards) - len(left):
             word += f". {gone} whose files are no longer there are left out"
         notes = {**notes, "Shown": word}
-    return write_page(scored.out, left, scores, axis, f"Anomalies among {len(lines)} images", notes)
+    return write_page(scored.out, left, scores, scored.threshold, f"Anomalies among {len(lines)} images", notes)
 
 
-def _card(run: Run, out: Path, path: Path, line: Sequence[str], axis: Axis) -> str | None:
+def _card(run: Run, out: Path, path: Path, line: Sequence[str]) -> dict[str, Any] | None:
     """The card of a line of the table; None where its image or heat map can no longer be read."""
     _, score, _, _, _, peak, file = line
     if not MAP.fullmatch(file):
@@ -286,4 +285,4 @@ def _card(run: Run, out: Path, path: Path, line: Sequence[str], axis: Axis) -> s
             values = torch.from_numpy(np.asarray(heat_map, dtype=np.float32) / 255)
     except (DataError, OSError, ValueError):
         return None
-    return card(path, batch.images[0], values, batch.sizes[0], float(score), float(peak), axis)
+    return card(path, batch.images[0], values, batch.sizes[0], float(score), float(peak))

@@ -5,10 +5,7 @@ const REACH = 6; // the drawing shows the plane from -REACH to REACH, both ways
 function render({ model, el }) {
   const { real, noise } = model.get("_facts");
   const get = (name) => model.get(name);
-  const set = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
+  const set = (values) => save(model, values);
   // From whitened features, of covariance 1, to features, and back.
   const axes = () => {
     const [turn, long] = [(get("angle") * Math.PI) / 180, Math.sqrt(get("stretch"))];
@@ -26,16 +23,8 @@ function render({ model, el }) {
   const drawing = shape("svg", { viewBox: `${-REACH} ${-REACH} ${2 * REACH} ${2 * REACH}`, "aria-hidden": "true" });
   drawing.append(...fakes, ...reals, ...rings, border, through, point);
   const plane = element("div", { class: "plane" }, drawing);
-  const moved = (event) => {
-    const box = plane.getBoundingClientRect();
-    const at = (share) => Math.round(20 * clamp(REACH * (2 * share - 1), -REACH, REACH)) / 20;
-    set({ x: at((event.clientX - box.left) / box.width), y: -at((event.clientY - box.top) / box.height) });
-  };
-  plane.addEventListener("pointerdown", (event) => {
-    plane.setPointerCapture(event.pointerId);
-    moved(event);
-  });
-  plane.addEventListener("pointermove", (event) => event.buttons && moved(event));
+  const at = (share) => Math.round(20 * clamp(REACH * (2 * share - 1), -REACH, REACH)) / 20;
+  onDrag(plane, (across, down) => set({ x: at(across), y: -at(down) }));
   const ellipse = (d) => {
     const map = axes();
     const corners = Array.from({ length: 72 }, (_, i) => {
@@ -61,12 +50,9 @@ function render({ model, el }) {
     const [x, y] = coloured([c * u - s * v, s * u + c * v]);
     set({ x, y });
   };
-  const button = element("button", { type: "button", onclick: walk }, "Walk along the ellipse");
   const heads = ["among real features", "among fakes", "their log-ratio", "Mahalanobis distance", "distance from the middle"];
   const cells = heads.map(() => element("td", {}));
-  const rows = heads.map((head, i) => element("tr", {}, element("th", { scope: "row" }, head), cells[i]));
-  const caption = element("caption", { class: "unseen" }, "What is known of the point");
-  const table = element("table", {}, caption, element("tbody", {}, ...rows));
+  const table = tableOf("What is known of the point", [], heads.map((head, i) => [[head], cells[i]]));
   const verdict = element("p", { class: "verdict" });
   const [spoken, say] = announcer();
 
@@ -104,7 +90,7 @@ function render({ model, el }) {
   el.replaceChildren(
     root(
       "The best discriminator between a Gaussian and a wider one",
-      element("header", { class: "bar" }, element("h3", {}, "The best discriminator is a distance"), button),
+      element("header", { class: "bar" }, element("h3", {}, "The best discriminator is a distance"), button("Walk along the ellipse", walk)),
       element("div", { class: "explorer" },
         element("div", {}, plane, element("p", { class: "key" }, ...key.map(([kind, text]) => element("span", {}, element("i", { class: `mark ${kind}` }), text)))),
         element("div", { class: "part" }, ...sliders.map(([node]) => node), table),
@@ -114,10 +100,8 @@ function render({ model, el }) {
       spoken,
     ),
   );
-  const traits = Object.keys(names).map((name) => `change:${name}`).join(" ");
-  model.on(traits, draw);
   show();
-  return () => model.off(traits, draw);
+  return listen(model, Object.keys(names), draw);
 }
 
 export default { render };

@@ -3,7 +3,49 @@
 const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
+const nth = (values, i, length) => values.subarray(i * length, (i + 1) * length);
 const unique = () => `attnad-${Math.random().toString(36).slice(2)}`; // widgets on a page share its names and ids
+
+/** Set traits of a model by name, and tell the kernel. */
+function save(model, values) {
+  for (const [name, value] of Object.entries(values)) model.set(name, value);
+  model.save_changes();
+}
+
+/** Call a function whenever one of these traits changes. Returns a function that stops it. */
+function listen(model, names, changed) {
+  const events = names.map((name) => `change:${name}`).join(" ");
+  model.on(events, changed);
+  return () => model.off(events, changed);
+}
+
+/** Where the pointer is on an element: shares of its width and of its height, in 0..1 inside it. */
+function pointed(event, node) {
+  const { left, top, width, height } = node.getBoundingClientRect();
+  return [(event.clientX - left) / width, (event.clientY - top) / height];
+}
+
+/** The pixel [x, y] of a canvas that is nearest to the pointer. */
+function pixelAt(event, canvas) {
+  const sizes = [canvas.width, canvas.height];
+  return pointed(event, canvas).map((share, i) => clamp(Math.floor(share * sizes[i]), 0, sizes[i] - 1));
+}
+
+/** Call a function with where the pointer is, in shares, while it is pressed, wherever it goes from an element. */
+function onDrag(node, moved) {
+  node.addEventListener("pointerdown", (event) => {
+    node.setPointerCapture(event.pointerId);
+    moved(...pointed(event, node));
+  });
+  node.addEventListener("pointermove", (event) => event.buttons && moved(...pointed(event, node)));
+}
+
+/** The step [x, y] that an arrow key means, and that the page then does not take; nothing for other keys. */
+function arrow(event) {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (step) event.preventDefault();
+  return step;
+}
 
 /** An element: attributes by name (`onclick` and the like are listeners, true is an empty attribute), then children. */
 function element(tag, attributes = {}, ...children) {
@@ -21,6 +63,35 @@ function shape(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
+}
+
+const button = (text, onclick, attributes = {}) => element("button", { type: "button", onclick, ...attributes }, text);
+
+/** Drawings in pixel units, to lie over a picture. */
+const layer = (width, height, ...drawn) =>
+  shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, ...drawn);
+
+/** Pictures and drawings on top of each other, with a caption below. */
+function figure(width, height, layers, ...caption) {
+  const frame = element("div", { class: "frame", style: `aspect-ratio: ${width} / ${height}` }, ...layers);
+  return element("figure", {}, frame, element("figcaption", {}, ...caption));
+}
+
+/** A table: the heads of its columns, if any ("" for a corner), and rows, each of a list that is its head and of cells. */
+function tableOf(caption, heads, rows) {
+  const head = heads.map((text) => (text ? element("th", { scope: "col" }, text) : element("td")));
+  const body = rows.map(([name, ...cells]) => element("tr", {}, element("th", { scope: "row" }, ...name), ...cells));
+  const top = head.length ? [element("thead", {}, element("tr", {}, ...head))] : [];
+  return element("table", {}, element("caption", { class: "unseen" }, caption), ...top, element("tbody", {}, ...body));
+}
+
+/** Pictures of normal images to choose from. Returns their row and a function that shows another choice. */
+function thumbnails(pictures, onpick) {
+  const buttons = pictures.map((picture, i) =>
+    button(picture, () => onpick(i), { class: "thumb", "aria-label": `Normal image ${i + 1}` }),
+  );
+  const node = element("div", { class: "thumbs", role: "group", "aria-label": "Normal images" }, ...buttons);
+  return [node, (chosen) => buttons.forEach((thumb, i) => thumb.setAttribute("aria-pressed", i === chosen))];
 }
 
 /** Radio buttons that look like one row of buttons. Returns the group and a function that shows another choice. */
@@ -58,7 +129,15 @@ function picker(label, options, onpick) {
   return [element("label", { class: "picker" }, element("span", {}, label), select), (value) => (select.value = value)];
 }
 
-/** Paint uint8 pixels, of one channel or three, on a canvas of their own size. */
+/** The picker of a model's colour map, a function that shows its choice, and one that gives its palette. */
+function colourPicker(model) {
+  const [{ colormaps }, colours] = [model.get("_facts"), bytes(model.get("_palettes"))];
+  const options = colormaps.map((name) => [name, name]);
+  const [node, show] = picker("Colours", options, (colormap) => save(model, { colormap }));
+  return [node, () => show(model.get("colormap")), () => nth(colours, colormaps.indexOf(model.get("colormap")), 768)];
+}
+
+/** Paint uint8 pixels, of one channel or three, on a canvas of their own size, which is returned. */
 function paintPixels(canvas, pixels, channels) {
   const context = canvas.getContext("2d");
   const picture = context.createImageData(canvas.width, canvas.height);
@@ -67,6 +146,7 @@ function paintPixels(canvas, pixels, channels) {
     picture.data[4 * i + 3] = 255;
   }
   context.putImageData(picture, 0, 0);
+  return canvas;
 }
 
 /** Paint a map's bytes in the colours of a palette: 256 times R, G, B. */

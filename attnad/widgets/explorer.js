@@ -10,51 +10,39 @@ function histograms(maps, masks, known, pixels) {
 }
 
 function render({ model, el }) {
-  const { n, channels, height, width, known, scores, names, colormaps, steps } = model.get("_facts");
-  const [images, maps, masks, colours] = ["_images", "_maps", "_masks", "_palettes"].map((t) => bytes(model.get(t)));
+  const { n, channels, height, width, known, scores, names, steps } = model.get("_facts");
+  const [images, maps, masks] = ["_images", "_maps", "_masks"].map((t) => bytes(model.get(t)));
   const pixels = width * height;
-  const moments = steps.map((_, k) => maps.subarray(k * n * pixels, (k + 1) * n * pixels));
+  const moments = steps.map((_, k) => nth(maps, k, n * pixels));
   const tallies = steps.map(() => null); // each moment's histograms, once they are asked for
   const histogram = (k) => (tallies[k] ??= histograms(moments[k], masks, known, pixels));
-  const photo = (i) => images.subarray(i * pixels * channels, (i + 1) * pixels * channels);
-  const map = (i) => moments[model.get("step")].subarray(i * pixels, (i + 1) * pixels);
-  const palette = () => {
-    const at = 768 * colormaps.indexOf(model.get("colormap"));
-    return colours.subarray(at, at + 768);
-  };
+  const photo = (i) => nth(images, i, pixels * channels);
+  const map = (i) => nth(moments[model.get("step")], i, pixels);
   const flagged = (value) => value > 255 * model.get("threshold");
   const defect = (i, pixel) => (masks[(i * pixels + pixel) >> 3] >> ((i * pixels + pixel) & 7)) & 1;
-  const set = (name, value) => {
-    model.set(name, value);
-    model.save_changes();
-  };
+  const set = (values) => save(model, values);
 
   // --- the chosen image, large -----------------------------------------------------------------------------------
   const canvas = (className) => element("canvas", { class: className, width, height });
   const lines = () => {
     const paths = ["halo found", "found", "halo truth", "truth"].map((kind) => shape("path", { class: kind }));
-    const cross = shape("path", { class: "cross" });
-    return shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, ...paths, cross);
+    return layer(width, height, ...paths, shape("path", { class: "cross" }));
   };
   const panes = [
     { photo: canvas("photo"), map: canvas("map"), lines: lines() }, // overlay and swipe; alone it is the photograph
     { map: canvas("map"), lines: lines() },
   ];
   const divider = element("div", { class: "divider", "aria-hidden": "true" });
-  const frame = (pane, text) => {
-    const box = element("div", { class: "frame", style: `aspect-ratio: ${width} / ${height}` });
-    box.append(...[pane.photo, pane.map, pane.lines].filter(Boolean));
-    pane.caption = element("figcaption", {}, text);
-    pane.box = box;
-    return element("figure", {}, box, pane.caption);
-  };
+  const figures = [
+    figure(width, height, [panes[0].photo, panes[0].map, panes[0].lines, divider]),
+    figure(width, height, [panes[1].map, panes[1].lines], "map"),
+  ];
+  const [frame, caption] = figures[0].children;
   const stage = element(
     "div",
     { class: "stage", tabindex: 0, role: "group", "aria-label": "Image and map: arrow keys move a cross that reads the map" },
-    frame(panes[0], ""),
-    frame(panes[1], "map"),
+    ...figures,
   );
-  panes[0].box.append(divider);
   const reading = element("p", { class: "reading" });
   let cross = null; // pixel whose value is read
   let swipe = 0.5;
@@ -63,13 +51,9 @@ function render({ model, el }) {
     cross = x === null ? null : [clamp(x, 0, width - 1), clamp(y, 0, height - 1)];
     draw();
   };
-  const over = (event) => {
-    const box = (event.target.closest(".frame") ?? panes[0].box).getBoundingClientRect();
-    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  };
   let dragging = false;
   const moved = (event) => {
-    const [x, y] = over(event);
+    const [x, y] = pointed(event, event.target.closest(".frame") ?? frame);
     if (dragging) {
       swipe = clamp(x, 0, 1);
       setSwipe(swipe);
@@ -86,10 +70,9 @@ function render({ model, el }) {
   stage.addEventListener("pointercancel", () => (dragging = false));
   stage.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && !dragging && read(null));
   stage.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const step = arrow(event);
     if (event.key === "Escape") read(null);
     if (!step) return;
-    event.preventDefault();
     const [x, y] = cross ?? [width >> 1, height >> 1];
     const far = event.shiftKey ? 8 : 1;
     read(x + far * step[0], y + far * step[1]);
@@ -99,23 +82,23 @@ function render({ model, el }) {
   const [views, showView] = choices(
     "View",
     [["overlay", "Overlay"], ["side by side", "Side by side"], ["swipe", "Swipe"]],
-    (value) => set("view", value),
+    (view) => set({ view }),
   );
   const two = (value) => value.toFixed(2);
-  const [threshold, showThreshold, thresholdInput] = slider("Threshold", 0, 1, 0.005, (v) => v.toFixed(3), (value) =>
-    set("threshold", value),
+  const [threshold, showThreshold, thresholdInput] = slider("Threshold", 0, 1, 0.005, (v) => v.toFixed(3), (threshold) =>
+    set({ threshold }),
   );
   threshold.classList.add("scale");
-  const [moment, showMoment] = slider("Maps of", 0, steps.length - 1, 1, (k) => steps[k], (k) => set("step", k));
+  const [moment, showMoment] = slider("Maps of", 0, steps.length - 1, 1, (k) => steps[k], (step) => set({ step }));
   moment.classList.add("wordy");
   moment.hidden = steps.length < 2;
-  const [opacity, showOpacity] = slider("Opacity", 0, 1, 0.01, two, (value) => set("opacity", value));
+  const [opacity, showOpacity] = slider("Opacity", 0, 1, 0.01, two, (opacity) => set({ opacity }));
   const [swiping, setSwipe] = slider("Swipe", 0, 1, 0.01, two, (value) => {
     swipe = value;
     draw();
   });
   setSwipe(swipe);
-  const [colourMap, showColourMap] = picker("Colours", colormaps.map((name) => [name, name]), (v) => set("colormap", v));
+  const [colourMap, showColourMap, palette] = colourPicker(model);
   const ends = element("div", { class: "ends", "aria-hidden": "true" }, element("span", {}, "normal"));
   ends.append(element("span", {}, "anomalous"));
 
@@ -124,17 +107,10 @@ function render({ model, el }) {
   const about = element("p", { class: "about" });
   const cells = [0, 1].map(() => [0, 1, 2].map(() => element("td", {})));
   const withMask = known.filter(Boolean).length;
-  const table = element(
-    "table",
-    {},
-    element("caption", { class: "unseen" }, "Precision, recall and false positives at the threshold"),
-    element("thead", {}, element("tr", {}, element("td", {}), ...["precision", "recall", "false positives"].map((t) => element("th", { scope: "col" }, t)))),
-    element(
-      "tbody",
-      {},
-      element("tr", {}, element("th", { scope: "row" }, "this image"), ...cells[0]),
-      element("tr", {}, element("th", { scope: "row" }, `all ${withMask} with a mask`), ...cells[1]),
-    ),
+  const table = tableOf(
+    "Precision, recall and false positives at the threshold",
+    ["", "precision", "recall", "false positives"],
+    [[["this image"], ...cells[0]], [[`all ${withMask} with a mask`], ...cells[1]]],
   );
   const meaning = element(
     "p",
@@ -164,18 +140,16 @@ function render({ model, el }) {
   };
 
   // --- gallery ---------------------------------------------------------------------------------------------------
-  const thumbs = names.map((name, i) => {
-    const picture = canvas("");
-    paintPixels(picture, photo(i), channels);
-    return element(
+  const thumbs = names.map((name, i) =>
+    element(
       "div",
-      { role: "option", id: unique(), "aria-label": `${name}, score ${scores[i].toPrecision(3)}`, title: name, onclick: () => set("index", i) },
-      picture,
+      { role: "option", id: unique(), "aria-label": `${name}, score ${scores[i].toPrecision(3)}`, title: name, onclick: () => set({ index: i }) },
+      paintPixels(canvas(""), photo(i), channels),
       element("span", {}, scores[i].toPrecision(3)),
-    );
-  });
+    ),
+  );
   const gallery = element("div", { class: "gallery", role: "listbox", tabindex: 0, "aria-label": "Images" });
-  const [sorting, showSort] = picker("Sorted by", [["score", "score, highest first"], ["name", "name"]], (v) => set("sort", v));
+  const [sorting, showSort] = picker("Sorted by", [["score", "score, highest first"], ["name", "name"]], (sort) => set({ sort }));
   let order = [];
   const arrange = () => {
     const byName = (a, b) => names[a].localeCompare(names[b], undefined, { numeric: true });
@@ -198,7 +172,7 @@ function render({ model, el }) {
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - row, ArrowDown: at + row, Home: 0, End: n - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    if (to >= 0 && to < n) set("index", order[to]);
+    if (to >= 0 && to < n) set({ index: order[to] });
   });
 
   // --- drawing ---------------------------------------------------------------------------------------------------
@@ -212,7 +186,7 @@ function render({ model, el }) {
     panes[0].map.hidden = view === "side by side";
     panes[0].map.style.opacity = view === "swipe" ? 1 : model.get("opacity");
     panes[0].map.style.clipPath = view === "swipe" ? `inset(0 0 0 ${100 * swipe}%)` : "none";
-    panes[0].caption.textContent = { overlay: "image under its map", "side by side": "image", swipe: "image | map" }[view];
+    caption.textContent = { overlay: "image under its map", "side by side": "image", swipe: "image | map" }[view];
     divider.style.left = `${100 * swipe}%`;
     const found = outline((p) => flagged(values[p]), width, height);
     const truth = known[i] ? outline((p) => defect(i, p), width, height) : "";
@@ -227,7 +201,7 @@ function render({ model, el }) {
     showThreshold(model.get("threshold"));
     showMoment(model.get("step"));
     showOpacity(model.get("opacity"));
-    showColourMap(model.get("colormap"));
+    showColourMap();
     opacity.hidden = view !== "overlay";
     swiping.hidden = view !== "swipe";
     thresholdInput.style.setProperty("--scale", gradient(palette()));
@@ -278,20 +252,18 @@ function render({ model, el }) {
       spoken,
     ),
   );
-  const changes = ["step", "threshold", "opacity", "view", "colormap", "index"].map((name) => `change:${name}`).join(" ");
-  const chosen = () => reveal();
-  model.on(changes, draw);
-  model.on("change:index", chosen);
-  model.on("change:sort", arrange);
+  const closing = [
+    listen(model, ["step", "threshold", "opacity", "view", "colormap", "index"], draw),
+    listen(model, ["index"], reveal),
+    listen(model, ["sort"], arrange),
+  ];
   arrange();
   show();
   const placed = new ResizeObserver(reveal); // the page gives it a place later
   placed.observe(gallery);
   return () => {
     placed.disconnect();
-    model.off(changes, draw);
-    model.off("change:index", chosen);
-    model.off("change:sort", arrange);
+    closing.forEach((close) => close());
   };
 }
 

@@ -7,7 +7,7 @@
 function kernelBackend(model, onready) {
   let [waiting, id, count] = [null, "", 0];
   const view = unique();
-  const listen = (content, buffers) => {
+  const hear = (content, buffers) => {
     if (content.kind === "kernel") onready(backend);
     if (!waiting || content.id !== id) return;
     const { resolve, reject } = waiting;
@@ -23,9 +23,9 @@ function kernelBackend(model, onready) {
         model.send({ kind: "image", id }, undefined, [pixels.slice().buffer]);
       }),
   };
-  model.on("msg:custom", listen);
+  model.on("msg:custom", hear);
   model.send({ kind: "hello" });
-  return () => model.off("msg:custom", listen);
+  return () => model.off("msg:custom", hear);
 }
 
 /** The model in this page as what answers: an ONNX file beside the page, in onnxruntime-web. Errors say what to do. */
@@ -95,17 +95,10 @@ function meter(label, threshold) {
 
 function render({ model, el }) {
   const facts = model.get("_facts");
-  const { size, threshold, judge, labels, scores, colormaps } = facts;
+  const { size, threshold, judge, labels, scores } = facts;
   const area = size * size;
-  const [images, maps, reconstructions, colours] = ["_images", "_maps", "_reconstructions", "_palettes"].map((name) =>
-    bytes(model.get(name)),
-  );
+  const [images, maps, reconstructions] = ["_images", "_maps", "_reconstructions"].map((name) => bytes(model.get(name)));
   const n = scores.length;
-  const palette = () => colours.subarray(768 * colormaps.indexOf(model.get("colormap")), 768 * (colormaps.indexOf(model.get("colormap")) + 1));
-  const set = (name, value) => {
-    model.set(name, value);
-    model.save_changes();
-  };
 
   // --- the picture ----------------------------------------------------------------------------------------------
   let original = null; // RGB bytes, what the eraser brings back
@@ -220,9 +213,6 @@ function render({ model, el }) {
   const cursor = shape("path", { class: "halo cursor" });
   const cursorLine = shape("path", { class: "cursor" });
   const edges = [0, 1].map(() => shape("path", { class: "truth" }));
-  const lines = (...paths) => shape("svg", { viewBox: `0 0 ${size} ${size}`, "aria-hidden": "true" }, ...paths);
-  const figure = (text, ...inside) =>
-    element("figure", {}, element("div", { class: "frame", style: "aspect-ratio: 1" }, ...inside), element("figcaption", {}, text));
   const [tools, showTool] = choices(
     "Tool",
     [["brush", "Brush"], ["eraser", "Eraser"], ["swap", "Swap patches", "press on one place and release on another"], ["blur", "Blur"]],
@@ -238,9 +228,9 @@ function render({ model, el }) {
     radius = value;
     show();
   });
-  const undo = element("button", { type: "button", onclick: () => undone() }, "Undo");
-  const again = element("button", { type: "button", onclick: () => begin(original, clean) }, "Start again");
-  const [colourMap, showColourMap] = picker("Colours", colormaps.map((name) => [name, name]), (value) => set("colormap", value));
+  const undo = button("Undo", () => undone());
+  const again = button("Start again", () => begin(original, clean));
+  const [colourMap, showColourMap, palette] = colourPicker(model);
   const meters = labels.map(([name, label]) => meter(label, name === judge ? threshold : null));
   const under = element("p", { class: "under" });
   const told = element("div", { class: "meters", "aria-busy": "false" }, ...meters.map(([node]) => node), under);
@@ -263,19 +253,13 @@ function render({ model, el }) {
     show();
   };
   const given = (i) => {
-    const rgb = (array) => array.slice(3 * area * i, 3 * area * (i + 1));
-    return [
-      rgb(images),
-      { map: maps.slice(area * i, area * (i + 1)), reconstruction: reconstructions.length && rgb(reconstructions), scores: scores[i] },
-    ];
+    const reconstruction = reconstructions.length && nth(reconstructions, i, 3 * area);
+    return [nth(images, i, 3 * area), { map: nth(maps, i, area), reconstruction, scores: scores[i] }];
   };
-  const thumbs = Array.from({ length: n }, (_, i) => {
-    const picture = canvas();
-    paintPixels(picture, given(i)[0], 3);
-    return element("button", { type: "button", class: "thumb", "aria-label": `Normal image ${i + 1}`, onclick: () => {
-      if (model.get("index") === i) begin(...given(i)); // after an image of one's own
-      set("index", i);
-    } }, picture);
+  const pictures = scores.map((_, i) => paintPixels(canvas(), given(i)[0], 3));
+  const [thumbs, showThumb] = thumbnails(pictures, (index) => {
+    if (model.get("index") === index) begin(...given(index)); // after an image of one's own
+    save(model, { index });
   });
   const own = async (file) => {
     try {
@@ -296,18 +280,12 @@ function render({ model, el }) {
     if (file.files[0]) own(file.files[0]);
     file.value = ""; // so that the same file can be chosen again
   } });
-  const open = element("button", { type: "button", onclick: () => file.click() }, "Your own image …");
+  const open = button("Your own image …", () => file.click());
 
   // --- the brush -------------------------------------------------------------------------------------------------
   let at = [size >> 1, size >> 1]; // pixel under the brush
   let from = null; // where a stroke or a swap began
   let shown = false; // is the brush drawn
-  const where = (event) => {
-    const box = board.getBoundingClientRect();
-    return [[event.clientX - box.left, box.width], [event.clientY - box.top, box.height]].map(([d, whole]) =>
-      clamp(Math.floor((d / whole) * size), 0, size - 1),
-    );
-  };
   const press = () => {
     remember();
     from = at;
@@ -326,12 +304,12 @@ function render({ model, el }) {
   board.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     board.setPointerCapture(event.pointerId);
-    at = where(event);
+    at = pixelAt(event, board);
     press();
     show();
   });
   board.addEventListener("pointermove", (event) => {
-    const to = where(event);
+    const to = pixelAt(event, board);
     if (from && tool !== "swap") {
       stroke(at, to);
       ask();
@@ -352,7 +330,7 @@ function render({ model, el }) {
       draw();
     });
   board.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const step = arrow(event);
     if (!step && event.key !== " " && event.key !== "Enter" && event.key !== "Escape") return;
     event.preventDefault();
     shown = true;
@@ -374,10 +352,10 @@ function render({ model, el }) {
     for (const path of [cursor, cursorLine]) path.setAttribute("d", shown ? place : "");
     showTool(tool);
     showWidth(radius);
-    showColourMap(model.get("colormap"));
+    showColourMap();
     scale.style.background = gradient(palette());
     undo.disabled = !past.length;
-    thumbs.forEach((thumb, i) => thumb.setAttribute("aria-pressed", i === model.get("index")));
+    showThumb(model.get("index"));
     const changed = painted();
     for (const path of edges) path.setAttribute("d", "");
     under.textContent = "Nothing is painted yet.";
@@ -403,12 +381,12 @@ function render({ model, el }) {
     element(
       "div",
       { class: "paint" },
-      figure("paint here", board, lines(cursor, cursorLine)),
-      figure(element("span", {}, "anomaly map: 0 ", scale, " 1"), mapCanvas, lines(...edges)),
-      ...(reconstructions.length ? [figure("reconstruction", reconstructionCanvas)] : []),
+      figure(size, size, [board, layer(size, size, cursor, cursorLine)], "paint here"),
+      figure(size, size, [mapCanvas, layer(size, size, ...edges)], element("span", {}, "anomaly map: 0 ", scale, " 1")),
+      ...(reconstructions.length ? [figure(size, size, [reconstructionCanvas], "reconstruction")] : []),
     ),
     told,
-    element("div", { class: "bar" }, element("div", { class: "thumbs", role: "group", "aria-label": "Normal images" }, ...thumbs), open, file, colourMap),
+    element("div", { class: "bar" }, thumbs, open, file, colourMap),
     element("p", { class: "quiet" }, "On the lines below the scores: ", element("i", { class: "clean" }), " clean image, ", element("i", { class: "now" }), " now, ", element("i", { class: "limit" }), " threshold. You can also drop an image of your own here; it goes nowhere but to the model."),
     spoken,
   );
@@ -426,14 +404,9 @@ function render({ model, el }) {
   });
   el.replaceChildren(widget);
   const restart = () => begin(...given(clamp(model.get("index"), 0, n - 1)));
-  model.on("change:index", restart);
-  model.on("change:colormap", draw);
+  const closing = [deafen, listen(model, ["index"], restart), listen(model, ["colormap"], draw)];
   restart();
-  return () => {
-    deafen();
-    model.off("change:index", restart);
-    model.off("change:colormap", draw);
-  };
+  return () => closing.forEach((close) => close());
 }
 
 export default { render };

@@ -62,11 +62,8 @@ function render({ model, el }) {
   const [images, palette] = [bytes(model.get("_images")), bytes(model.get("_palette"))];
   const names = ["quarter_turns", "order", "brightness", "contrast", "saturation", "hue", "filling", "box", "outline", "index"];
   const state = () => Object.fromEntries(names.map((name) => [name, model.get(name)]));
-  const set = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
-  const bytesOf = (i) => images.subarray(i * side * side * channels, (i + 1) * side * side * channels);
+  const set = (values) => save(model, values);
+  const bytesOf = (i) => nth(images, i, side * side * channels);
   const photo = (i) => {
     const packed = bytesOf(i);
     return Array.from({ length: side * side }, (_, p) => [0, 1, 2].map((c) => packed[channels === 3 ? 3 * p + c : p] / 255));
@@ -77,10 +74,7 @@ function render({ model, el }) {
   const board = canvas({ tabindex: 0, role: "application", "aria-label": "x″: arrow keys move the rectangle, with shift they resize it" });
   const [first, second, target] = [canvas(), canvas(), canvas()];
   const edges = ["halo truth", "truth", "grips"].map((kind) => shape("path", { class: kind }));
-  const lines = shape("svg", { viewBox: `0 0 ${side} ${side}`, "aria-hidden": "true" }, ...edges);
-  const figure = (name, text, ...inside) =>
-    element("figure", {}, element("div", { class: "frame", style: "aspect-ratio: 1" }, ...inside),
-      element("figcaption", {}, element("strong", {}, name), ...text));
+  const step = (name, text, ...layers) => figure(side, side, layers, element("strong", {}, name), ...text);
   const scale = element("span", { class: "ramp", "aria-hidden": "true", style: `background: ${gradient(palette)}` });
   const reading = element("p", { class: "reading" });
   const [spoken, say] = announcer();
@@ -89,7 +83,7 @@ function render({ model, el }) {
   const [turning, showTurns] = choices("Rotate", ["0", "1", "2", "3"].map((k) => [k, `${90 * k}°`]), (k) => set({ quarter_turns: Number(k) }));
   const grids = [["1", "none"], ...config.grids.map((g) => [String(g), `${g} × ${g}`])];
   const [cutting, showGrid] = choices("Perm", grids, (g) => set({ grid: Number(g), order: shuffled(g * g) }));
-  const shuffle = element("button", { type: "button", onclick: () => set({ order: shuffled(model.get("order").length) }) }, "Shuffle");
+  const shuffle = button("Shuffle", () => set({ order: shuffled(model.get("order").length) }));
   const sequence = element("p", { class: "quiet" });
   const signed = (v) => `${v > 0 ? "+" : ""}${v.toFixed(2)}`;
   const sliders = ["brightness", "contrast", "saturation", "hue"].map((name) => {
@@ -110,19 +104,12 @@ function render({ model, el }) {
     const factors = Object.fromEntries(sliders.map(({ name, middle }) => [name, middle]));
     set({ quarter_turns: 0, grid: 1, order: [0], ...factors });
   };
-  const button = (text, title, onclick) => element("button", { type: "button", title, onclick }, text);
-  const thumbs = Array.from({ length: n }, (_, i) => {
-    const picture = canvas();
-    paintPixels(picture, bytesOf(i), channels);
-    return element("button", { type: "button", class: "thumb", "aria-label": `Normal image ${i + 1}`, onclick: () => set({ index: i }) }, picture);
-  });
+  const pictures = Array.from({ length: n }, (_, i) => paintPixels(canvas(), bytesOf(i), channels));
+  const [thumbs, showThumb] = thumbnails(pictures, (index) => set({ index }));
 
   // --- the rectangle ---------------------------------------------------------------------------------------------
   let drag = null; // what a movement of the pointer to pixel [y, x] does to the rectangle
-  const where = ({ clientX, clientY }) => {
-    const { left, top, width, height } = board.getBoundingClientRect();
-    return [(clientY - top) / height, (clientX - left) / width].map((share) => clamp(Math.floor(share * side), 0, side - 1));
-  };
+  const where = (event) => pixelAt(event, board).reverse();
   const moved = ([top, left, bottom, right], down, across) => {
     const [y, x] = [clamp(top + down, 0, side - bottom + top), clamp(left + across, 0, side - right + left)];
     return [y, x, y + bottom - top, x + right - left];
@@ -146,12 +133,11 @@ function render({ model, el }) {
   board.addEventListener("pointermove", (event) => drag && set({ box: drag(where(event)) }));
   for (const end of ["pointerup", "pointercancel"]) board.addEventListener(end, () => (drag = null));
   board.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    const [top, left, bottom, right] = model.get("box");
-    const resized = [top, left, clamp(bottom + step[0], top + 1, side), clamp(right + step[1], left + 1, side)];
-    set({ box: event.shiftKey ? resized : moved(model.get("box"), ...step) });
+    const by = arrow(event);
+    if (!by) return;
+    const [[x, y], [top, left, bottom, right]] = [by, model.get("box")];
+    const resized = [top, left, clamp(bottom + y, top + 1, side), clamp(right + x, left + 1, side)];
+    set({ box: event.shiftKey ? resized : moved(model.get("box"), y, x) });
   });
 
   // --- drawing ---------------------------------------------------------------------------------------------------
@@ -180,7 +166,7 @@ function render({ model, el }) {
     shuffle.disabled = grid === 1;
     sequence.textContent = `order = [${order.join(", ")}]`;
     sequence.hidden = grid === 1;
-    thumbs.forEach((thumb, i) => thumb.setAttribute("aria-pressed", i === index));
+    showThumb(index);
     const area = (bottom - top) * (right - left);
     const change = x.flatMap((pixel, p) => pixel.map((v, c) => Math.abs(x2[p][c] - v))).reduce((sum, v) => sum + v) / (3 * area);
     reading.textContent = `The rectangle covers ${percent(area, side * side)} of the image. Inside it x″ differs from x by ${change.toFixed(2)} on average (1 = black to white); A″ is 0 there in any case.`;
@@ -193,13 +179,13 @@ function render({ model, el }) {
     root(
       "Make a synthetic anomaly",
       element("header", { class: "bar" }, element("h3", {}, "Make a synthetic anomaly"),
-        element("div", { class: "buttons" }, button("Draw one", "all parameters at random, as in training", drawOne), button("Start again", "x′ = x", startAgain))),
-      element("div", { class: "thumbs", role: "group", "aria-label": "Normal images" }, ...thumbs),
+        element("div", { class: "buttons" }, button("Draw one", drawOne, { title: "all parameters at random, as in training" }), button("Start again", startAgain, { title: "x′ = x" }))),
+      thumbs,
       element("div", { class: "steps" },
-        figure("x", [" normal image"], first),
-        figure("x′", [" rotated, permuted, jittered: A′ is 0 everywhere"], second),
-        figure("x″", [" x with a rectangle replaced: drag it"], board, lines),
-        figure("A″", [" target map: 0\u00a0", scale, "\u00a01\u00a0=\u00a0normal"], target)),
+        step("x", [" normal image"], first),
+        step("x′", [" rotated, permuted, jittered: A′ is 0 everywhere"], second),
+        step("x″", [" x with a rectangle replaced: drag it"], board, layer(side, side, ...edges)),
+        step("A″", [" target map: 0\u00a0", scale, "\u00a01\u00a0=\u00a0normal"], target)),
       reading,
       element("div", { class: "panel" },
         part("x′ = jitter(perm(rotate(x)))", turning, cutting, element("div", { class: "shuffle" }, shuffle, sequence), ...sliders.map(({ node }) => node)),
@@ -208,10 +194,8 @@ function render({ model, el }) {
       spoken,
     ),
   );
-  const changes = names.map((name) => `change:${name}`).join(" ");
-  model.on(changes, draw);
   show();
-  return () => model.off(changes, draw);
+  return listen(model, names, draw);
 }
 
 export default { render };

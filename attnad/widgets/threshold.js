@@ -11,10 +11,7 @@ function render({ model, el }) {
   const x = (score) => ((score - first) / (last - first)) * WIDE;
   const digits = clamp(3 - Math.floor(Math.log10(span)), 0, 8);
   const text = (score) => score.toFixed(Math.min(digits, 4));
-  const set = (value) => {
-    model.set("threshold", value);
-    model.save_changes();
-  };
+  const set = (threshold) => save(model, { threshold });
 
   // --- histograms ------------------------------------------------------------------------------------------------
   const bins = kinds.map(() => new Array(BINS).fill(0));
@@ -36,15 +33,7 @@ function render({ model, el }) {
   drawing.append(shade, ...bars, ground, marker, line);
   const plot = element("div", { class: "plot", style: `height: ${kinds.length * 72}px` }, drawing);
   kinds.forEach((kind, i) => plot.append(element("span", { style: `top: ${72 * i}px` }, kind)));
-  const moved = (event) => {
-    const box = plot.getBoundingClientRect();
-    set(clamp(first + ((event.clientX - box.left) / box.width) * (last - first), first, last));
-  };
-  plot.addEventListener("pointerdown", (event) => {
-    plot.setPointerCapture(event.pointerId);
-    moved(event);
-  });
-  plot.addEventListener("pointermove", (event) => event.buttons && moved(event));
+  onDrag(plot, (across) => set(clamp(first + across * (last - first), first, last)));
 
   // --- controls and numbers --------------------------------------------------------------------------------------
   const [threshold, showThreshold, input] = slider("Threshold", first, last, step, text, set);
@@ -55,16 +44,14 @@ function render({ model, el }) {
     event.preventDefault();
     set(clamp(model.get("threshold") + by * step, first, last));
   });
-  const back = element("button", { type: "button", onclick: () => set(fixed) }, "Back to the held-out images' threshold");
+  const back = button("Back to the held-out images' threshold", () => set(fixed));
   const totals = kinds.map((_, kind) => groups.filter((group) => group === kind).length);
   const cells = kinds.map(() => [0, 1].map(() => element("td", {})));
   const rows = kinds.map((kind, i) => {
-    const name = element("th", { scope: "row" }, element("i", { class: "block", style: `background: ${colours[i]}` }), kind);
-    return element("tr", {}, name, element("td", { class: "wanted" }, i ? "flag" : "pass"), ...cells[i]);
+    const name = [element("i", { class: "block", style: `background: ${colours[i]}` }), kind];
+    return [name, element("td", { class: "wanted" }, i ? "flag" : "pass"), ...cells[i]];
   });
-  const heads = ["group", "should", "flagged", "share"].map((head) => element("th", { scope: "col" }, head));
-  const caption = element("caption", { class: "unseen" }, "Images flagged at the threshold");
-  const table = element("table", {}, caption, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+  const table = tableOf("Images flagged at the threshold", ["group", "should", "flagged", "share"], rows);
   const verdict = element("p", { class: "verdict" });
   const [spoken, say] = announcer();
 
@@ -102,9 +89,8 @@ function render({ model, el }) {
       spoken,
     ),
   );
-  model.on("change:threshold", draw);
   show();
-  return () => model.off("change:threshold", draw);
+  return listen(model, ["threshold"], draw);
 }
 
 export default { render };
