@@ -18,12 +18,21 @@ import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
-BASELINES = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.baselines`
-    "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
-)  # fmt: skip
-RECIPES = (  # of all, see `attnad.detectors`
-    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", "dcgan", *BASELINES,
-)  # fmt: skip
+DETECTORS = {  # every recipe, and its class in `attnad.detectors`, which imports it when it is asked for
+    "quick": "paper.Paper", "paper": "paper.Paper", "strong": "strong.Strong", "gaussian": "strong.Strong",
+    "map": "map.AttentionMap", "guided": "guided.Guided", "neighbours": "neighbours.Neighbours",
+    "adapted": "adapted.Adapted", "dcgan": "dcgan.DCGAN",
+    "ae-l2": "baselines.autoencoder.AutoencoderL2", "ae-ssim": "baselines.autoencoder.AutoencoderSSIM",
+    "gamma-vae": "baselines.gamma_vae.GammaVAE", "student": "baselines.students.Students",
+    "anogan": "baselines.anogan.AnoGAN", "vevae": "baselines.vevae.VEVAE", "cavga": "baselines.cavga.CAVGA",
+    "lsa": "baselines.lsa.LSA", "superpixel": "baselines.superpixels.Superpixels",
+    "ocgan": "baselines.ocgan.OCGAN", "ulslm": "baselines.ulslm.ULSLM",
+}  # fmt: skip
+BASELINES = {  # recipes of what the paper's tables set beside its own, and the names there
+    "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
+    "anogan": "AnoGAN", "vevae": "VEVAE", "cavga": "CAVGA", "lsa": "LSA",
+    "superpixel": "Superpixel", "ocgan": "OCGAN", "ulslm": "ULSLM",
+}  # fmt: skip
 PRETRAINED = {  # encoders that come with weights, and on what these were trained
     "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
     "dinov2-small": "lvd142m",
@@ -212,8 +221,8 @@ def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfi
     return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
 
 
-def recipe(name: str, data: str) -> PaperConfig:
-    """Give the configuration of a recipe for a data set.
+def paper_recipe(name: str, data: str) -> PaperConfig:
+    """Give the configuration of `quick` or `paper` for a data set.
 
     `paper` keeps to the paper wherever it speaks and is meant for a GPU; `quick` trains in about a minute on a
     laptop's CPU, and differs from `paper` only in the values below (D21). Images are 32 pixels wide for cifar10, 64

@@ -12,8 +12,9 @@ import torch
 from attnad import cli
 from attnad.augmentations import boxes_to_map
 from attnad.cli import commands
-from attnad.config import AugmentConfig, PaperConfig, recipe
+from attnad.config import AugmentConfig, PaperConfig
 from attnad.data import load_train
+from attnad.detectors import recipe
 from attnad.models import AttentionNetwork
 from attnad.study import bench
 from attnad.train import ATTENTION_TERMS, train_adgan

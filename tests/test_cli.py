@@ -26,9 +26,9 @@ from waiting import PATIENCE, until
 
 from attnad.cli import main
 from attnad.cli.arguments import parse_arguments
-from attnad.config import RECIPES, PaperConfig, recipe
+from attnad.config import DETECTORS, PaperConfig
 from attnad.data import textures
-from attnad.detectors import DETECTORS
+from attnad.detectors import detector_class, recipe
 from attnad.metrics import METRICS
 
 ATTNAD = Path(sys.executable).with_name("attnad")
@@ -106,8 +106,10 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
     )
 
 
-def test_the_names_of_the_recipes_are_those_of_the_detectors():
-    assert tuple(DETECTORS) == RECIPES
+def test_each_recipe_is_of_the_detector_that_has_its_name():
+    for name in DETECTORS:
+        assert isinstance(config := recipe(name, "textures"), detector_class(name).config_type)
+        assert config.recipe == name
 
 
 def test_help_of_the_other_commands(capsys, monkeypatch):

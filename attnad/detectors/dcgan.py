@@ -60,7 +60,7 @@ class DCGANConfig(NetworkConfig):
 
 
 class DCGAN(NetworkDetector):
-    """Recipe `dcgan`: no rival of the paper's, but trained as they are (`attnad.detectors.baselines`)."""
+    """Recipe `dcgan`: no baseline of the paper's, but trained as they are (`attnad.detectors.baselines`)."""
 
     config_type = DCGANConfig
     terms = ("L_D", "L_adv", "L_R")
