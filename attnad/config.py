@@ -12,18 +12,48 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
-BASELINES = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.baselines`
-    "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
-)  # fmt: skip
-RECIPES = (  # of all, see `attnad.detectors`
-    "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", "dcgan", *BASELINES,
-)  # fmt: skip
+DETECTORS = {  # every recipe, and its class in `attnad.detectors`, which imports it when it is asked for
+    "quick": "paper.Paper", "paper": "paper.Paper", "strong": "strong.Strong", "gaussian": "strong.Strong",
+    "map": "map.AttentionMap", "guided": "guided.Guided", "neighbours": "neighbours.Neighbours",
+    "adapted": "adapted.Adapted", "dcgan": "dcgan.DCGAN",
+    "ae-l2": "baselines.autoencoder.AutoencoderL2", "ae-ssim": "baselines.autoencoder.AutoencoderSSIM",
+    "gamma-vae": "baselines.gamma_vae.GammaVAE", "student": "baselines.students.Students",
+    "anogan": "baselines.anogan.AnoGAN", "vevae": "baselines.vevae.VEVAE", "cavga": "baselines.cavga.CAVGA",
+    "lsa": "baselines.lsa.LSA", "superpixel": "baselines.superpixels.Superpixels",
+    "ocgan": "baselines.ocgan.OCGAN", "ulslm": "baselines.ulslm.ULSLM",
+}  # fmt: skip
+BASELINES = {  # recipes of what the paper's tables set beside its own, and the names there
+    "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
+    "anogan": "AnoGAN", "vevae": "VEVAE", "cavga": "CAVGA", "lsa": "LSA",
+    "superpixel": "Superpixel", "ocgan": "OCGAN", "ulslm": "ULSLM",
+}  # fmt: skip
+T = TypeVar("T")
+Recipe = Annotated[  # of a field, whose type then names the recipes of that detector alone
+    T,
+    tyro.conf.arg(
+        metavar=f"{{{','.join(DETECTORS)}}}",
+        help="Where the other values come from; by default strong for a folder, quick for the others. quick, for a "
+        "laptop's CPU; paper, as close to the paper as it says; strong, for photographs; gaussian, strong without its "
+        "training; map, an attention map with skip connections, alone; guided, strong on features times that map; "
+        "neighbours, nearest neighbours on frozen features; adapted, the same on features that were first adapted to "
+        "the normal images, for whole images; dcgan, the GAN on images of the paper's table 1; "
+        f"{', '.join(BASELINES)}, systems that the paper compares itself with.",
+    ),
+]
+Data = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        help="textures (embedded), cifar10, or a folder: simply images, all normal, or laid out as MVTec AD, "
+        "MVTec AD 2, MVTec LOCO, BTAD, VisA, good and bad, or train/<class> and test/<class>."
+    ),
+]
 PRETRAINED = {  # encoders that come with weights, and on what these were trained
     "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
     "dinov2-small": "lvd142m",
@@ -126,11 +156,11 @@ class ADGANConfig:
 class DetectorConfig:
     """What every detector's configuration has; each gives its own defaults and adds what decides its scores."""
 
-    data: str = "textures"
+    data: Data = "textures"
     """Name of the data set, or path of its folder."""
     normal_class: str | None = None
     """The class that is normal, where the data set has several."""
-    recipe: str = ""
+    recipe: Recipe[str] = ""
     """Where the other values come from."""
     size: int = 64
     """Side of the square images, in pixels: a multiple of 32."""
@@ -144,8 +174,7 @@ class DetectorConfig:
 class PaperConfig(DetectorConfig):
     """All that decides a run's weights and scores, beside the code and the machine."""
 
-    recipe: Literal["quick", "paper"] = "quick"
-    """Where the other values come from: quick, for a laptop's CPU, or paper, as close to the paper as it says."""
+    recipe: Recipe[Literal["quick", "paper"]] = "quick"
     seed: int = 0
     """Seed of weights, order, noise and synthetic anomalies, and of the split that holds out normal images."""
     image_score: Literal["adgan", "attention", "reconstruction", "discriminator"] = "adgan"
@@ -169,7 +198,7 @@ class PaperConfig(DetectorConfig):
 class StrongConfig(DetectorConfig):
     """All that decides a `strong` or `gaussian` run's scores, beside the code and the machine."""
 
-    recipe: Literal["strong", "gaussian", "guided"] = "strong"
+    recipe: Recipe[Literal["strong", "gaussian", "guided"]] = "strong"
     size: int = 256
     seed: int = 0
     """Seed of the split that holds out normal images, of kept channels, noise and discriminators."""
@@ -212,8 +241,8 @@ def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfi
     return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
 
 
-def recipe(name: str, data: str) -> PaperConfig:
-    """Give the configuration of a recipe for a data set.
+def paper_recipe(name: str, data: str) -> PaperConfig:
+    """Give the configuration of `quick` or `paper` for a data set.
 
     `paper` keeps to the paper wherever it speaks and is meant for a GPU; `quick` trains in about a minute on a
     laptop's CPU, and differs from `paper` only in the values below (D21). Images are 32 pixels wide for cifar10, 64

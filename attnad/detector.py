@@ -18,7 +18,7 @@ from torch import Tensor
 from attnad.data import files_sum, load_test
 from attnad.data.folders import photographs_at
 from attnad.data.images import all_of, read_images
-from attnad.detectors import DETECTORS, override
+from attnad.detectors import detector_class, override
 from attnad.detectors import recipe as recipe_of
 from attnad.errors import DataError, SettingError
 from attnad.metrics import evaluate_scores
@@ -87,7 +87,7 @@ class Detector:
         """The configuration for a data set, checked."""
         try:
             config = override(recipe_of(self.recipe, data), values | self.values)
-            DETECTORS[self.recipe].check(config)
+            detector_class(self.recipe).check(config)
         except ValueError as error:  # of SettingError too
             raise SettingError(str(error)) from error
         return replace(config, data=data)

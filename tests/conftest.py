@@ -78,5 +78,5 @@ def pytest_collection_finish() -> None:
     """Processes are forked from a server that has imported all they need once: seconds less for each."""
     modules = [name for name in ("test_engines", "faults", "test_run") if name in sys.modules]
     if "forkserver" in multiprocessing.get_all_start_methods():
-        modules = ["attnad.cli.commands", "skimage.data", "timm", *modules]
+        modules = ["attnad.cli", "attnad.study.engines", "attnad.report.follow", "skimage.data", "timm", *modules]
         multiprocessing.get_context("forkserver").set_forkserver_preload(modules)

@@ -31,9 +31,9 @@ from tqdm import tqdm
 from waiting import PATIENCE
 
 from attnad import cli
-from attnad.cli import commands
 from attnad.data import textures
 from attnad.errors import CheckpointError, DataError, TrainingError
+from attnad.run import run
 from attnad.run.run import train_run
 from attnad.study import engines, tables
 from attnad.training import storage
@@ -93,7 +93,7 @@ def carry_out(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     small_study()
     tqdm.set_lock(threading.RLock())  # its own, between processes, would outlive a kill
-    commands.train_run = engines.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
+    run.train_run = engines.train_run = partial(train_run, save_seconds=0)  # a state after each epoch
     if slow:
         storage.open = slow_open
     if after:

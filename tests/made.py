@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 
 from attnad.cli import main
-from attnad.config import recipe
 from attnad.data import textures
+from attnad.detectors import recipe
 from attnad.detectors.paper import Paper
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.report.report import HEAD, card, row, table, write_map, write_page

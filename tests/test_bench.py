@@ -11,9 +11,9 @@ import torch
 
 from attnad import cli
 from attnad.augmentations import boxes_to_map
-from attnad.cli import commands
-from attnad.config import AugmentConfig, PaperConfig, recipe
+from attnad.config import AugmentConfig, PaperConfig
 from attnad.data import load_train
+from attnad.detectors import recipe
 from attnad.models import AttentionNetwork
 from attnad.study import bench
 from attnad.train import ATTENTION_TERMS, train_adgan
@@ -26,7 +26,7 @@ def tiny(*_: str) -> PaperConfig:
 
 
 def test_the_command_measures_both_pipelines(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "recipe", tiny)
+    monkeypatch.setattr("attnad.cli.bench.paper_recipe", tiny)
     batches, score = [], bench.score
     monkeypatch.setattr(bench, "score", lambda *parts: batches.append(len(parts[-1])) or score(*parts))
     out = tmp_path / "new" / "bench.json"

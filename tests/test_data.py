@@ -14,9 +14,9 @@ from pictures import blob_mask, check_test_set, picture, refused, save
 from PIL import Image
 
 from attnad import data
-from attnad.config import SIZE
+from attnad.config import DETECTORS, SIZE
 from attnad.data import load_images, load_test, load_train
-from attnad.detectors import DETECTORS
+from attnad.detectors import detector_class, recipe
 
 pytestmark = pytest.mark.usefixtures("no_user_data")
 
@@ -68,9 +68,9 @@ def test_bad_size(size):
     with refused("size", SIZE[1]):
         load_images([Path("x.png")], size=size)
     if type(size) is int:
-        for name, detector in DETECTORS.items():
+        for name in DETECTORS:
             with pytest.raises(ValueError, match=f"size cannot be {size}; choose {SIZE[1]}"):
-                detector.check(replace(detector.recipe(name, "textures"), size=size))
+                detector_class(name).check(replace(recipe(name, "textures"), size=size))
 
 
 def test_bad_texture():

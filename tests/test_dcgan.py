@@ -1,6 +1,6 @@
 """Recipe `dcgan`, the GAN of table 1: its step against one written out here, its fakes, and the table's seven rows.
 
-That a run is kept, loaded and resumed is tested beside the rivals, which are trained alike (test_rivals.py).
+That a run is kept, loaded and resumed is tested beside the baselines, which are trained alike (test_baselines.py).
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def test_half_precision_weights_cost_little_and_halve_the_file(tmp_path, monkeyp
 
 
 def test_the_command_and_what_the_file_says_of_itself(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("attnad.cli.commands.load_run", lambda folder, device: random_run())
-    monkeypatch.setattr("attnad.cli.commands.current_commit", lambda: "abc123")
+    monkeypatch.setattr("attnad.run.run.load_run", lambda folder, device: random_run())
+    monkeypatch.setattr("attnad.study.results.current_commit", lambda: "abc123")
     path = tmp_path / "new" / "model.onnx"
     assert main(["export", "run", str(path)]) == 0
     assert f"{path}: 0." in capsys.readouterr().out

@@ -40,8 +40,9 @@ ROWS = [
     ("report.follow", "study.results", "study.processes", "widgets", "detector"),
     ("study.summary", "study.plan"),
     ("study.claims", "study.engines", "study.compare_anomalib"),
+    ("cli.flags",),
+    ("cli.bench", "cli.evaluate", "cli.export", "cli.figure", "cli.reproduce", "cli.score", "cli.train"),
     ("cli.arguments",),
-    ("cli.commands",),
     ("cli",),
     ("__main__",),
 ]
@@ -181,11 +182,19 @@ print(json.dumps(loaded))
 """
     loaded = set(run(code, tmp_path))
     assert "attnad.cli.arguments" in loaded
-    assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy", "attnad.cli.commands"}
+    assert not loaded & {"torch", "torchvision", "timm", "matplotlib.pyplot", "numpy"}
 
 
 def test_commands_import_what_few_of_them_need_only_then(tmp_path):
-    loaded = set(run("import json, sys, attnad.cli.commands; print(json.dumps(sorted(sys.modules)))", tmp_path))
+    code = """
+import contextlib, io, json, sys
+from attnad.cli import main
+commands = ["train x", "evaluate x", "score x y --out z", "reproduce table1 --set x", "figure x --out z", "export x z"]
+with contextlib.redirect_stderr(io.StringIO()):
+    assert [main(command.split()) for command in commands] == 6 * [2]
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = set(run(code, tmp_path))
     assert "torch" in loaded
     assert not loaded & {"torchvision", "timm", "matplotlib.pyplot", "skimage", "sklearn", "torch._dynamo"}
 

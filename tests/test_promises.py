@@ -20,8 +20,9 @@ from made import weights
 from waiting import PATIENCE
 
 from attnad.cli import main
-from attnad.config import PaperConfig, from_dict, recipe
+from attnad.config import PaperConfig, from_dict
 from attnad.data import load_test, load_train
+from attnad.detectors import recipe
 from attnad.run.run import load_run, train_run
 from attnad.train import train_attention
 from attnad.training.state import read_log

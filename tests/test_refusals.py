@@ -16,7 +16,8 @@ from made import small
 from safetensors.torch import save_file
 from torch import nn
 
-from attnad.config import PaperConfig, from_dict, recipe, to_dict
+from attnad.config import PaperConfig, from_dict, to_dict
+from attnad.detectors import recipe
 from attnad.errors import CheckpointError
 from attnad.training.storage import (
     load_json,

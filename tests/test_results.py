@@ -282,7 +282,7 @@ def test_every_table_can_be_shown_before_anything_has_run(table, tmp_path):
         ("rivals-cifar10", ("airplane", "bird"), "LSA", ("0.641", "-", "-")),
     ],
 )
-def test_what_the_paper_prints_of_a_rival_stands_beside_ours(table, classes, method, printed, tmp_path):
+def test_what_the_paper_prints_of_a_baseline_stands_beside_ours(table, classes, method, printed, tmp_path):
     shutil.copy(PAPER, tmp_path)
     metric = "pixel_auroc" if table == "rivals-mvtec" else "image_auroc"
     rows = [row(table=table, **{"class": c}, method=method, metric=metric, value=0.5) for c in classes]

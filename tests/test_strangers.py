@@ -16,8 +16,9 @@ from faults import in_a_process, refused
 from made import fails, random_run, write_images
 
 from attnad.cli import main
+from attnad.config import DETECTORS
 from attnad.data import lies_here, load_train, textures
-from attnad.detectors import DETECTORS, recipe
+from attnad.detectors import detector_class, recipe
 from attnad.errors import CheckpointError, TrainingError
 from attnad.run.export import load_exported
 from attnad.run.run import load_run, train_run
@@ -68,7 +69,7 @@ def load_largest(folder: Path) -> int:
     """Load runs with large configurations and no weights, where no more than 2 GB can be had beside what is in use."""
     for name in OURS:  # what they import counts for nothing
         with suppress(Exception):
-            DETECTORS[name].load(recipe(name, "textures"), folder, device=torch.device("cpu"))
+            detector_class(name).load(recipe(name, "textures"), folder, device=torch.device("cpu"))
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (used + 2 * 10**9, resource.RLIM_INFINITY))

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from studies import PAPER
 
-from attnad.config import PaperConfig, recipe
+from attnad.config import BASELINES, PaperConfig
 from attnad.data import textures
 from attnad.data.cifar10 import CIFAR10_CLASSES
-from attnad.detectors import DETECTORS, override
-from attnad.detectors.baselines import BASELINES
+from attnad.detectors import detector_class, override, recipe
 from attnad.detectors.neighbours import NeighboursConfig
 from attnad.errors import SettingError
 from attnad.run.run import folder_name
@@ -83,7 +82,7 @@ def test_every_planned_configuration_is_one_that_training_takes():
     for table in TABLES:
         for name in ("quick", "paper"):
             for job in all_jobs(table, seeds=[0], recipe_name=name):
-                DETECTORS[job.config.recipe].check(job.config)
+                detector_class(job.config.recipe).check(job.config)
 
 
 def test_table1_makes_its_fakes_by_the_rows_switches():

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from attnad.config import ADGANConfig, AttentionConfig, PaperConfig, recipe
+from attnad.config import ADGANConfig, AttentionConfig, PaperConfig
 from attnad.data import load_test, load_train, split_normal
+from attnad.detectors import recipe
 from attnad.errors import CheckpointError
 from attnad.models import AttentionNetwork
 from attnad.train import (

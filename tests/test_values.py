@@ -15,8 +15,8 @@ import pytest
 from made import few_crops
 
 import attnad.config
-from attnad.config import config_hash, from_dict, short_hash, to_dict
-from attnad.detectors import DETECTORS, override, recipe
+from attnad.config import DETECTORS, config_hash, from_dict, short_hash, to_dict
+from attnad.detectors import override, recipe
 from attnad.errors import SettingError
 from attnad.run.run import folder_name, train_run
 from attnad.study.engines import measure

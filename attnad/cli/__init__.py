@@ -16,12 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for a mistake in the arguments; 130 stopped by Ctrl-C.
     """
     try:
-        command = parse_arguments(list(sys.argv[1:] if arguments is None else arguments))
-        from attnad.cli.commands import (
-            carry_out,  # it takes seconds: not for --help, nor for a mistake in the arguments
-        )
-
-        carry_out(command)
+        parse_arguments(list(sys.argv[1:] if arguments is None else arguments))()
     except KeyboardInterrupt as stop:
         print(f"attnad: stopped; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)
         return 130

@@ -21,31 +21,29 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
-from attnad.config import from_dict
-from attnad.detectors.adapted import Adapted
-from attnad.detectors.baselines import BASELINES
-from attnad.detectors.dcgan import DCGAN
-from attnad.detectors.guided import Guided
-from attnad.detectors.map import AttentionMap
-from attnad.detectors.neighbours import Neighbours
-from attnad.detectors.paper import Paper
-from attnad.detectors.strong import Strong
+from attnad.config import DETECTORS, from_dict, paper_recipe, strong_recipe
 from attnad.errors import SettingError
 
-DETECTORS: dict[str, Any] = {
-    "quick": Paper, "paper": Paper, "strong": Strong, "gaussian": Strong, "map": AttentionMap,
-    "guided": Guided, "neighbours": Neighbours, "adapted": Adapted, "dcgan": DCGAN, **BASELINES,
-}  # fmt: skip
+
+def detector_class(name: str) -> Any:
+    """Import the class of a recipe's detector. Raises SettingError on another name."""
+    if name not in DETECTORS:
+        *others, last = DETECTORS
+        raise SettingError(f"there is no recipe {name!r}; use {', '.join(others)} or {last}")
+    module, _, class_ = DETECTORS[name].rpartition(".")
+    return getattr(import_module(f"attnad.detectors.{module}"), class_)
 
 
 def recipe(name: str, data: str) -> Any:
-    """Give the configuration of any detector's recipe for a data set. Raises ValueError on another name."""
-    if name not in DETECTORS:
-        *others, last = DETECTORS
-        raise ValueError(f"there is no recipe {name!r}; use {', '.join(others)} or {last}")
-    return DETECTORS[name].recipe(name, data)
+    """Give the configuration of any recipe for a data set. Raises SettingError on another name."""
+    if name in ("quick", "paper"):  # these two and the next come without PyTorch, so that help answers at once
+        return paper_recipe(name, data)
+    if name in ("strong", "gaussian"):
+        return strong_recipe(name, data)  # type: ignore[arg-type]  # it is one of the two
+    return detector_class(name).recipe(name, data)
 
 
 def override(config: Any, values: dict[str, Any]) -> Any:

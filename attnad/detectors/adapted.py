@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
 from tqdm import tqdm
 
-from attnad.config import SEED, SIZE, DetectorConfig, check_ranges
+from attnad.config import SEED, SIZE, Data, DetectorConfig, Recipe, check_ranges
 from attnad.detectors.neighbours import FrozenFeatures, Neighbours, pooled_features
 from attnad.errors import CheckpointError, TrainingError
 from attnad.train import to_float
@@ -41,8 +41,8 @@ from attnad.training.storage import load_module, load_tensors, module_tensors, s
 class AdaptedConfig(DetectorConfig):
     """All that decides the scores of `adapted`, beside the code and the machine."""
 
-    data: str = "cifar10"
-    recipe: Literal["adapted"] = "adapted"
+    data: Data = "cifar10"
+    recipe: Recipe[Literal["adapted"]] = "adapted"
     size: int = 128
     seed: int = 0
     """Seed of the split that holds out normal images, of order and views."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attnad.augmentations import synthesize
-from attnad.config import AUGMENT_RANGES, AugmentConfig, check_grids
+from attnad.config import AUGMENT_RANGES, AugmentConfig, Recipe, check_grids
 from attnad.data import classes, load_train
 from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction, descend
 from attnad.errors import TrainingError
@@ -34,7 +34,7 @@ from attnad.training.state import FitOptions
 class DCGANConfig(NetworkConfig):
     """All that decides the scores of `dcgan`, beside the code and the machine."""
 
-    recipe: Literal["dcgan"] = "dcgan"
+    recipe: Recipe[Literal["dcgan"]] = "dcgan"
     image_score: Literal["discriminator", "top", "mean"] = "discriminator"  # type: ignore[assignment]
     """What judges an image: minus the discriminator's logit, or its map (R3)."""
     epochs: int = 4
@@ -60,7 +60,7 @@ class DCGANConfig(NetworkConfig):
 
 
 class DCGAN(NetworkDetector):
-    """Recipe `dcgan`: no rival of the paper's, but trained as they are (`attnad.detectors.baselines`)."""
+    """Recipe `dcgan`: no baseline of the paper's, but trained as they are (`attnad.detectors.baselines`)."""
 
     config_type = DCGANConfig
     terms = ("L_D", "L_adv", "L_R")

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from attnad.config import StrongConfig, from_dict, strong_recipe
+from attnad.config import Recipe, StrongConfig, from_dict, strong_recipe
 from attnad.detectors.map import AttentionMap, MapConfig
 from attnad.detectors.strong import Levels, Strong, fit_levels
 from attnad.errors import TrainingError
@@ -34,7 +34,7 @@ from attnad.training.storage import load_json
 class GuidedConfig(StrongConfig):
     """All that decides a `guided` run's scores, beside the code and the machine."""
 
-    recipe: Literal["guided"] = "guided"
+    recipe: Recipe[Literal["guided"]] = "guided"
 
 
 def attention_config(config: GuidedConfig) -> MapConfig:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softplus
 
-from attnad.config import SIZE, FrozenName
+from attnad.config import SIZE, FrozenName, Recipe
 from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction
 from attnad.features.backbones import enlarged, frozen_network
 from attnad.features.stains import StainConfig, stain
@@ -32,7 +32,7 @@ from attnad.training.state import FitOptions
 class MapConfig(NetworkConfig):
     """All that decides a `map` run's scores, beside the code and the machine."""
 
-    recipe: Literal["map"] = "map"
+    recipe: Recipe[Literal["map"]] = "map"
     encoder: FrozenName = "efficientnet-lite0"
     """The network with ImageNet's weights, frozen unless `tune` says otherwise."""
     min_side: int = field(default=128, metadata={"was": "least"})

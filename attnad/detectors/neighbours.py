@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
-from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
+from attnad.config import SEED, SIZE, DetectorConfig, Range, Recipe, check_ranges
 from attnad.errors import CheckpointError, WeightsError, remedy
 from attnad.models import load_lite0_weights
 from attnad.score import Scores
@@ -29,7 +29,7 @@ from attnad.training.storage import load_tensors, save_tensors
 class NeighboursConfig(DetectorConfig):
     """All that decides the scores of nearest neighbours, beside the code and the machine."""
 
-    recipe: Literal["neighbours"] = "neighbours"
+    recipe: Recipe[Literal["neighbours"]] = "neighbours"
     size: int = 256
     seed: int = 0
     """Seed of the split that holds out normal images, and of the choice of patches."""

@@ -1,6 +1,6 @@
-"""What the rivals share: configuration, training loop, scores. A rival is a network, its losses and its maps.
+"""What the baselines share: configuration, training loop, scores. A baseline is a network, its losses and its maps.
 
-So are recipes `map` and `dcgan` (`attnad.detectors`), which are no rivals, but trained alike.
+So are recipes `map` and `dcgan` (`attnad.detectors`), which are no baselines of the paper's, but trained alike.
 
 What holds for all of them, where the originals say otherwise or nothing:
 
@@ -33,7 +33,7 @@ from attnad.training.storage import check_bytes, load_modules, module_tensors, o
 
 @dataclass(frozen=True)
 class NetworkConfig(DetectorConfig):
-    """All that decides a rival's scores, beside the code and the machine; a rival adds values of its own."""
+    """All that decides a baseline's scores, beside the code and the machine; each adds values of its own."""
 
     seed: int = 0
     """Seed of the split that holds out normal images, of weights, order and noise."""
@@ -58,7 +58,7 @@ class NetworkConfig(DetectorConfig):
 
 @dataclass(frozen=True)
 class LatentConfig(NetworkConfig):
-    """The same of a rival that reduces an image to one vector."""
+    """The same of a baseline that reduces an image to one vector."""
 
     latent: int = 64
     """Numbers that an image is reduced to (R1)."""
@@ -78,7 +78,7 @@ _LATENT: Range = ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a rival makes of images: m >= 0 [n, s, s], further image scores [n], reconstructions [n, 3, s, s]."""
+    """What a baseline makes of images: m >= 0 [n, s, s], further image scores [n], reconstructions [n, 3, s, s]."""
 
     maps: Tensor
     image: dict[str, Tensor] = field(default_factory=dict)
@@ -86,12 +86,12 @@ class Prediction:
 
 
 class NetworkDetector(nn.Module):
-    """A detector (see `attnad.detectors`) that is one network; a rival says what `losses` and `predict_maps` are."""
+    """A detector (see `attnad.detectors`) that is one network; a baseline says what `losses` and `predict_maps` are."""
 
-    config: Any  # the rival's `config_type`
+    config: Any  # the baseline's `config_type`
     map_scale: Tensor
     config_type: Any = NetworkConfig
-    ranges: tuple[Range, ...] = ()  # of the rival's own values
+    ranges: tuple[Range, ...] = ()  # of the baseline's own values
     terms: tuple[str, ...] = ("loss",)
 
     def __init__(self, config: NetworkConfig):
@@ -200,7 +200,7 @@ class NetworkDetector(nn.Module):
         return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s]: "top", "mean" and what the rival adds; maps in [0, 1) (R2)."""
+        """Score uint8 images [n, 3, s, s]: "top", "mean" and what the baseline adds; maps in [0, 1) (R2)."""
         columns: dict[str, list[Tensor]] = {}
         for part in images.split(32):
             predicted = self.predict_maps(to_float(part.to(self.map_scale.device)))

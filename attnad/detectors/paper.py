@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnad.config import PaperConfig, check, differences, from_dict, recipe, short_hash, to_dict
+from attnad.config import PaperConfig, check, differences, from_dict, paper_recipe, short_hash, to_dict
 from attnad.errors import CheckpointError, TrainingError
 from attnad.models import ADGAN, AttentionNetwork, Discriminator
 from attnad.score import Scores, score
@@ -32,7 +32,7 @@ class Paper:
     adgan: ADGAN
 
     config_type = PaperConfig
-    recipe = staticmethod(recipe)
+    recipe = staticmethod(paper_recipe)
     check = staticmethod(check)
 
     @classmethod

@@ -29,7 +29,7 @@ from attnad.config import PaperConfig, config_hash, differences, from_dict
 from attnad.data import TestSet, files_sum, lies_here, load_train, near_copies, normal_files, split_normal
 from attnad.data.images import read_each, read_images, to_tensor
 from attnad.data.tiles import Tiles
-from attnad.detectors import DETECTORS
+from attnad.detectors import DETECTORS, detector_class
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
@@ -184,9 +184,8 @@ def train_run(
     `region` is a mask of what alone is to be scored, see `attnad.run.region`. With `tiles`, photographs are cut first.
     Raises DataError, WeightsError, TrainingError or CheckpointError, each naming the file or value and the remedy.
     """
-    detector_type = DETECTORS[config.recipe]
     try:
-        detector_type.check(config)
+        detector_class(config.recipe).check(config)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if region is not None:
@@ -267,7 +266,7 @@ def _learn(
 ) -> Run:
     """Fit the detector, find its threshold and what else run.json says, and write that."""
     started = time.perf_counter()
-    detector = DETECTORS[config.recipe].fit(config, images, folder, options)
+    detector = detector_class(config.recipe).fit(config, images, folder, options)
     seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
     run = Run(config, detector, {}, region, tiles, folder)
     scores = score_held_out(run)
@@ -372,8 +371,8 @@ def _load_config(path: Path) -> Any:
         name = values.get("recipe") if isinstance(values, dict) else None
         if name not in DETECTORS:
             raise ValueError(f"there is no recipe {name!r}; use the version of attnad that wrote it")
-        config = from_dict(DETECTORS[name].config_type, values)
-        DETECTORS[name].check(config)
+        config = from_dict(detector_class(name).config_type, values)
+        detector_class(name).check(config)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; restore it or train again") from error
     return config
@@ -426,7 +425,7 @@ def load_run(folder: Path, *, device: str = "auto") -> Run:
             tiles.check()
     except ValueError as error:  # of SettingError too
         raise CheckpointError(f"{folder / 'run.json'}: {error}; restore it or train again") from error
-    detector = DETECTORS[config.recipe].load(config, folder, device=pick_device(device))
+    detector = detector_class(config.recipe).load(config, folder, device=pick_device(device))
     return Run(config, detector, facts, load_region(folder, facts, config.size), tiles, folder)
 
 

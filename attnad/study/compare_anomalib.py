@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from attnad.data import load_test, load_train
-from attnad.detectors import DETECTORS, recipe
+from attnad.detectors import detector_class, recipe
 from attnad.errors import SettingError, remedy
 from attnad.metrics import auroc
 from attnad.models import load_lite0_weights
@@ -52,7 +52,7 @@ def fit_ours(name: str, images: Tensor, device: torch.device) -> Predict:
     """Fit one of our detectors to normal images, uint8 [n, 3, s, s]."""
     config = replace(recipe(name, "beside"), size=images.shape[-1])
     with tempfile.TemporaryDirectory() as folder:
-        detector = DETECTORS[name].fit(config, images, Path(folder), FitOptions(device, progress=False))
+        detector = detector_class(name).fit(config, images, Path(folder), FitOptions(device, progress=False))
 
     def predict(x: Tensor) -> tuple[Tensor, Tensor]:
         scores = detector.score(x)

@@ -17,7 +17,7 @@ from attnad.training.storage import load_json, save_json
 
 # The most telling first. The paper's claim is that ADGAN on attention finds anomalies: on ten classes (table 2, whose
 # runs give table 5 as well), then where they are (table 3), and beside them what goes beyond the paper. Why it works
-# comes next (tables 4 and 1), then our own studies, and last the paper's rivals. All tables' first seed comes before
+# comes next (tables 4 and 1), then our own studies, and last the paper's baselines. All tables' first seed comes before
 # any second: a figure for each cell tells more than the spread of a few.
 ORDER = (
     "table2", "table5", "table3", "beyond", "table4", "table1", "textures", "surfaces", "choices", "unlabelled",

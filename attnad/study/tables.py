@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
+from attnad.config import BASELINES
 from attnad.data.cifar10 import CIFAR10_CLASSES
 from attnad.data.textures import CHOSEN_ON, TEXTURES
 from attnad.detectors import override, recipe
@@ -130,13 +131,7 @@ UNLABELLED = {
     "strong": Variant({}, {}, "strong"),
 }
 
-# What the paper's tables set beside its own, by the names they have there.
-RIVAL_NAMES = {
-    "ae-l2": "AE-L2", "ae-ssim": "AE-SSIM", "gamma-vae": "gamma-VAE", "student": "Student",
-    "anogan": "AnoGAN", "vevae": "VEVAE", "cavga": "CAVGA", "lsa": "LSA",
-    "superpixel": "Superpixel", "ocgan": "OCGAN", "ulslm": "ULSLM",
-}  # fmt: skip
-_RIVALS = _named({method: Variant({}, {}, name) for name, method in RIVAL_NAMES.items()}, _ALL)
+_BASELINES = _named({method: Variant({}, {}, name) for name, method in BASELINES.items()}, _ALL)
 
 TABLES: dict[str, list[Variant]] = {
     "table1": _named(
@@ -190,9 +185,9 @@ TABLES: dict[str, list[Variant]] = {
     "surfaces": _named(BEYOND | {TUNED: Variant(_TUNED, {}, "map")}, _ALL),
     "choices": _named({_APART: BEYOND[_APART], **_FAKES_OF_STRONG}, _ALL),
     "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
-    "rivals": _RIVALS,
-    "rivals-mvtec": _RIVALS,
-    "rivals-cifar10": [variant._replace(rows=dict.fromkeys(variant.rows, _IMAGE)) for variant in _RIVALS],
+    "rivals": _BASELINES,
+    "rivals-mvtec": _BASELINES,
+    "rivals-cifar10": [variant._replace(rows=dict.fromkeys(variant.rows, _IMAGE)) for variant in _BASELINES],
 }
 
 # The data set of each table; None where each class is a data set of its own.

@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
 from attnad.losses import adversarial_loss, non_saturating_loss
@@ -36,7 +37,7 @@ from attnad.models import Discriminator
 class AnoGANConfig(LatentConfig):
     """All that decides the scores of `anogan`."""
 
-    recipe: Literal["anogan"] = "anogan"
+    recipe: Recipe[Literal["anogan"]] = "anogan"
     image_score: Literal["anogan", "top", "mean"] = "anogan"  # type: ignore[assignment]
     """What judges an image: L at the last z, or its map (R3)."""
     beta1: float = 0.5

@@ -1,4 +1,4 @@
-"""Attention from a latent, by Grad-CAM (Selvaraju et al. 2017): what two rivals look through."""
+"""Attention from a latent, by Grad-CAM (Selvaraju et al. 2017): what two baselines look through."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
 
@@ -38,14 +39,14 @@ WINDOW = 11
 class L2Config(LatentConfig):
     """All that decides the scores of `ae-l2`."""
 
-    recipe: Literal["ae-l2"] = "ae-l2"
+    recipe: Recipe[Literal["ae-l2"]] = "ae-l2"
 
 
 @dataclass(frozen=True)
 class SSIMConfig(LatentConfig):
     """All that decides the scores of `ae-ssim`."""
 
-    recipe: Literal["ae-ssim"] = "ae-ssim"
+    recipe: Recipe[Literal["ae-ssim"]] = "ae-ssim"
 
 
 def squared_error(x: Tensor, x_re: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.attention import weighted
 from attnad.detectors.baselines.networks import VAE, vae_loss
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
@@ -39,7 +40,7 @@ LEVEL = 3  # features after so many halvings
 class CAVGAConfig(LatentConfig):
     """All that decides the scores of `cavga`."""
 
-    recipe: Literal["cavga"] = "cavga"
+    recipe: Recipe[Literal["cavga"]] = "cavga"
     image_score: Literal["reconstruction", "top", "mean"] = "reconstruction"  # type: ignore[assignment]
     """What judges an image: the mean of |x - f(x)|, or its map (R3)."""
     kl_weight: float = 0.1

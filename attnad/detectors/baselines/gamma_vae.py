@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.networks import VAE
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
 
@@ -35,7 +36,7 @@ from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
 class GammaVAEConfig(LatentConfig):
     """All that decides the scores of `gamma-vae`."""
 
-    recipe: Literal["gamma-vae"] = "gamma-vae"
+    recipe: Recipe[Literal["gamma-vae"]] = "gamma-vae"
     walk: int = 30
     """Steps of the walk to a normal image (R11)."""
     stride: float = 1.0

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, leaky_relu, linear
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
 from attnad.train import to_float
@@ -37,7 +38,7 @@ from attnad.train import to_float
 class LSAConfig(LatentConfig):
     """All that decides the scores of `lsa`."""
 
-    recipe: Literal["lsa"] = "lsa"
+    recipe: Recipe[Literal["lsa"]] = "lsa"
     image_score: Literal["novelty", "top", "mean"] = "novelty"  # type: ignore[assignment]
     """What judges an image: NS, or its map (R3)."""
     latent: int = 32

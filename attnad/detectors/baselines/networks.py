@@ -1,4 +1,4 @@
-"""The rivals' networks: convolutions down to one vector of numbers an image, and back (Radford et al. 2016's way).
+"""The baselines' networks: convolutions down to one vector of numbers an image, and back (Radford et al. 2016's way).
 
 R4. All of them are built of these blocks, with batch normalisation, in place of the originals' own.
 """

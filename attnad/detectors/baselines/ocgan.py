@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
 from attnad.losses import adversarial_loss, non_saturating_loss
@@ -39,7 +40,7 @@ from attnad.models import Discriminator
 class OCGANConfig(LatentConfig):
     """All that decides the scores of `ocgan`."""
 
-    recipe: Literal["ocgan"] = "ocgan"
+    recipe: Recipe[Literal["ocgan"]] = "ocgan"
     image_score: Literal["top", "mean"] = "mean"
     """What judges an image: the mean of the highest hundredth of its map, or of all of it (R33)."""
     epochs: int = 12

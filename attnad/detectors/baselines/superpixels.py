@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+from attnad.config import Recipe
 from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction
 
 
@@ -34,7 +35,7 @@ from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction
 class SuperpixelConfig(NetworkConfig):
     """All that decides the scores of `superpixel`."""
 
-    recipe: Literal["superpixel"] = "superpixel"
+    recipe: Recipe[Literal["superpixel"]] = "superpixel"
     pieces: int = 48
     """About how many superpixels an image is cut into."""
     epochs: int = 10

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
 from attnad.models import Discriminator
@@ -39,7 +40,7 @@ from attnad.models import Discriminator
 class ULSLMConfig(LatentConfig):
     """All that decides the scores of `ulslm`."""
 
-    recipe: Literal["ulslm"] = "ulslm"
+    recipe: Recipe[Literal["ulslm"]] = "ulslm"
     image_score: Literal["indicator", "top", "mean"] = "mean"  # type: ignore[assignment]
     """What judges an image: -c(x), or its map (R3, R40)."""
     epochs: int = 12

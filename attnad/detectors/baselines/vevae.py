@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from attnad.config import Recipe
 from attnad.detectors.baselines.attention import weighted
 from attnad.detectors.baselines.networks import VAE, vae_loss
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
@@ -38,7 +39,7 @@ LEVEL = 2  # features after so many halvings
 class VEVAEConfig(LatentConfig):
     """All that decides the scores of `vevae`."""
 
-    recipe: Literal["vevae"] = "vevae"
+    recipe: Recipe[Literal["vevae"]] = "vevae"
     kl_weight: float = 0.1
     """Weight of the KL term (R22)."""
 
