@@ -63,7 +63,7 @@ def expected(state: dict) -> list[np.ndarray]:
     filling = x1 if state["filling"] == "x'" else torch.zeros_like(x)
     x2, target = cut_and_fill(x, filling, torch.tensor([state["box"]]))
     pictures = [255 * picture[0].permute(1, 2, 0).numpy() for picture in (x, x1, x2)]
-    return [*pictures, coloured((255 * target[0, 0]).numpy().astype(np.uint8), "cividis").astype(float)]
+    return [*pictures, coloured((255 * (1 - target[0, 0])).numpy().astype(np.uint8), "inferno").astype(float)]
 
 
 def pictures(page) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from attnad.cli import main
 from attnad.detectors import recipe
-from attnad.report.plotting import COLOURS, choose, gallery, overlay
+from attnad.report.plotting import ATTENTION, COLOURS, choose, gallery, overlay
 from attnad.run.run import train_run
 
 KINDS = ("good",) * 20 + ("hole",) * 5 + ("crack",) * 2 + ("stain",) * 9
@@ -69,10 +69,17 @@ def test_every_map_has_the_scale_0_to_1_and_its_pixels():
         assert (image.norm.vmin, image.norm.vmax) == (0, 1)
         assert image.get_interpolation() == "nearest"
     np.testing.assert_array_equal(axes[2].images[0].get_array(), maps[0])
-    assert axes[2].images[0].get_cmap().name == COLOURS
     assert axes[4].images[0].get_cmap().name == "gray"
     assert bar.get_ylim() == (0, 1)
     assert bar.get_ylabel() == "attention: 0 anomalous, 1 normal"
+
+
+@pytest.mark.parametrize(("label", "bright"), [(ATTENTION, 0), ("anomaly map: 0 normal, 1 anomalous", 1)])
+def test_bright_is_anomalous_whichever_way_a_map_counts(label, bright):
+    figure = gallery({"map": torch.rand(1, 4, 4)}, [""], label=label)
+    ax, bar = figure.axes
+    for colours in (ax.images[0].get_cmap(), bar._colorbar.cmap):
+        assert sum(colours(float(bright))[:3]) > 2 > 0.1 > sum(colours(1 - float(bright))[:3])
 
 
 def test_without_maps_there_is_no_colour_bar():

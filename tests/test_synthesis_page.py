@@ -24,7 +24,7 @@ def box(page) -> list[int]:
 
 def replaced(page) -> list[int]:
     """The rectangle as the map shows it: top, left, bottom, right."""
-    rows, columns = np.nonzero((pictures(page)[3] == coloured(np.zeros((1, 1), np.uint8), "cividis")).all(2))
+    rows, columns = np.nonzero((pictures(page)[3] == coloured(np.full((1, 1), 255, np.uint8), "inferno")).all(2))
     return [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
 
 

@@ -21,7 +21,7 @@ def figure(
     device: Device = "auto",
     data_root: DataRoot = None,
 ) -> None:
-    """Draw test images, attention maps and ground truth, as the paper's figures 4 to 7 do, of one run or several.
+    """Draw test images, anomaly maps and ground truth, as the paper's figures 4 to 7 do, of one run or several.
 
     Args:
         runs: Folders of finished runs on one data set, such as those of table 4's three rows.
@@ -61,15 +61,16 @@ def figure(
                 if scores.x_re is None:
                     raise SettingError(f"{name} reconstructs no images; leave it or --reconstruction out")
                 rows[f"reconstruction{label}"] = scores.x_re
-            rows[f"attention{label}"] = 1 - scores.maps.clamp(0, 1)
+            rows[f"anomaly map{label}"] = scores.maps.clamp(0, 1)
         if len(runs) == 1:
-            rows["overlay"] = overlay(rows["image"], rows["attention"])
+            rows["overlay"] = overlay(rows["image"], rows["anomaly map"])
         if test.has_mask.any():
             rows["ground truth"] = test.masks[chosen]
         encoders = {run.config.encoder for run in loaded}
         shared = next(iter(encoders)) if len(encoders) == 1 else None
         title = filter(None, [config.data, config.normal_class, shared, f"{config.size} px"])
-        picture = gallery(rows, [test.kinds[i].replace("/", "\n") for i in chosen], title=", ".join(title))
+        titles = [test.kinds[i].replace("/", "\n") for i in chosen]
+        picture = gallery(rows, titles, title=", ".join(title), label="anomaly map: 0 normal, 1 anomalous")
         content = io.BytesIO()
         picture.savefig(content, format=out.suffix.lstrip(".") or "png")
     except ValueError as error:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
         Figure,
     )  # matplotlib writes a cache into the user's home as it loads: only where needed
 
-COLOURS = "cividis"  # even steps in lightness, and the same picture to colour-blind eyes
+COLOURS = "inferno"  # even steps in lightness, readable by colour-blind eyes too; bright is anomalous
+ATTENTION = "attention: 0 anomalous, 1 normal"  # the one scale that is drawn the other way round, dark at 1
 
 
 def choose(kinds: Sequence[str], n: int, *, seed: int = 0) -> list[int]:
@@ -37,7 +38,7 @@ def choose(kinds: Sequence[str], n: int, *, seed: int = 0) -> list[int]:
 
 
 def overlay(images: Tensor, maps: Tensor) -> Tensor:
-    """Lay maps [n, s, s] in [0, 1], coloured, over their uint8 images [n, 3, s, s] in grey: float [n, 3, s, s]."""
+    """Lay anomaly maps [n, s, s] in [0, 1], coloured, over uint8 images [n, 3, s, s] in grey: float [n, 3, s, s]."""
     import matplotlib
 
     colours = torch.from_numpy(matplotlib.colormaps[COLOURS](maps.numpy())[..., :3]).permute(0, 3, 1, 2)
@@ -49,12 +50,12 @@ def gallery(
     titles: Sequence[str],
     *,
     title: str = "",
-    label: str = "attention: 0 anomalous, 1 normal",
+    label: str = ATTENTION,
 ) -> Figure:
     """Draw one row for each name and tensor of n images' pictures or maps, with a title over each column.
 
     Pictures are [n, 3, s, s], uint8 or float in [0, 1]; maps are float [n, s, s] in [0, 1], masks bool [n, s, s].
-    `label` says what the maps' one scale means.
+    `label` says what the maps' one scale means. Bright is 1, but 0 with `ATTENTION`, so that bright is anomalous.
     Raises ValueError, naming the row, where there is no image, lengths differ or a value is outside of [0, 1].
     """
     from matplotlib.cm import ScalarMappable
@@ -70,10 +71,11 @@ def gallery(
         if values.is_floating_point() and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"row {name!r} has values outside [0, 1] or NaN; scale it by what its values mean")
 
+    palette = f"{COLOURS}_r" if label == ATTENTION else COLOURS
     figure = Figure(figsize=(1.3 * len(titles) + 1.2, 1.35 * len(rows) + 0.7), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, (name, values) in zip(axes, rows.items(), strict=True):
-        colours = "gray" if values.dtype == torch.bool else COLOURS
+        colours = "gray" if values.dtype == torch.bool else palette
         for ax, picture in zip(line, values, strict=True):
             picture = picture.permute(1, 2, 0) if picture.ndim == 3 else picture
             ax.imshow(picture.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
@@ -82,7 +84,7 @@ def gallery(
     for ax, text in zip(axes[0], titles, strict=True):
         ax.set_title(text, fontsize=10)
     if any(values.ndim == 3 and values.is_floating_point() for values in rows.values()):
-        bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.03, ticks=[0, 0.5, 1])
+        bar = figure.colorbar(ScalarMappable(cmap=palette), ax=axes, fraction=0.03, ticks=[0, 0.5, 1])
         bar.set_label(label, fontsize=10)
         bar.ax.tick_params(labelsize=10)
     if title:

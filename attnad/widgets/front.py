@@ -14,7 +14,7 @@ from IPython.display import display
 from numpy.typing import ArrayLike
 from PIL import Image
 
-COLORMAPS = ("cividis", "inferno", "gray")  # even steps in lightness, the first two readable by colour-blind eyes too
+COLORMAPS = ("inferno", "cividis", "gray")  # even steps in lightness, the first two readable by colour-blind eyes too
 
 
 class Widget(anywidget.AnyWidget):

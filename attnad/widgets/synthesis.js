@@ -152,7 +152,7 @@ function render({ model, el }) {
     paint(first, x);
     paint(second, x1);
     paint(board, x2);
-    paintMap(target, x.map((_, p) => (inside(p) ? 0 : 255)), palette);
+    paintMap(target, x.map((_, p) => (inside(p) ? 255 : 0)), palette);
     const d = `M${left} ${top}H${right}V${bottom}H${left}z`;
     const corners = [[left, top], [right, top], [left, bottom], [right, bottom]].map(([u, v]) => `M${u} ${v}h0`).join("");
     edges.forEach((path, i) => path.setAttribute("d", outline ? (i < 2 ? d : corners) : ""));
@@ -185,7 +185,7 @@ function render({ model, el }) {
         step("x", [" normal image"], first),
         step("x′", [" rotated, permuted, jittered: A′ is 0 everywhere"], second),
         step("x″", [" x with a rectangle replaced: drag it"], board, layer(side, side, ...edges)),
-        step("A″", [" target map: 0\u00a0", scale, "\u00a01\u00a0=\u00a0normal"], target)),
+        step("A″", [" target map: normal\u00a0=\u00a01\u00a0", scale, "\u00a00"], target)),
       reading,
       element("div", { class: "panel" },
         part("x′ = jitter(perm(rotate(x)))", turning, cutting, element("div", { class: "shuffle" }, shuffle, sequence), ...sliders.map(({ node }) => node)),

@@ -87,7 +87,7 @@ class Synthesis(Widget):
 
     def _still(self) -> np.ndarray:
         *images, target = (pack_unit(made[0].permute(1, 2, 0), "images") for made in self._made())
-        return strip([*images, coloured(target[..., 0], COLORMAPS[0])], target.shape[:2])
+        return strip([*images, coloured(255 - target[..., 0], COLORMAPS[0])], target.shape[:2])
 
     @traitlets.validate("index")
     def _index_exists(self, proposal: dict) -> int:
