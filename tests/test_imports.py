@@ -22,7 +22,7 @@ ROWS = [
     ("errors", "config", "report.page"),
     ("training.storage", "training.machine", "augmentations", "losses", "metrics", "report.plotting"),
     ("data.folders", "data.images", "data.textures", "training.graph", "training.state", "features.stains", "models"),
-    ("data.layouts", "features.backbones"),
+    ("data.layouts", "features.backbones", "training.epochs"),
     ("features.places", "train"),
     ("data.cifar10", "score"),
     ("data",),

@@ -15,19 +15,18 @@ R3. Where the original judges no image as a whole, the mean of the highest hundr
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
 from attnad.score import Scores
 from attnad.train import seeded, to_float
-from attnad.training.state import FitOptions, Log, State
+from attnad.training.epochs import run_epochs
+from attnad.training.state import FitOptions, State
 from attnad.training.storage import check_bytes, load_modules, module_tensors, outline, save_tensors
 
 
@@ -166,27 +165,18 @@ class NetworkDetector(nn.Module):
             learned = [p for p in part.parameters() if p.requires_grad]
             optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (config.beta1, 0.999))
         generator = torch.Generator(device).manual_seed(config.seed)
-        path = folder / f"{config.recipe}.state.safetensors"
-        state = State(path, {"model": model}, optimizers, generator, images, options.save_seconds)
-        done = state.resume()
-        log = Log(folder / "log.csv", config.recipe, cls.terms, done)
+        state = State(folder, config.recipe, {"model": model}, optimizers, generator, images, options.save_seconds)
+
+        def step_on(chosen: Tensor) -> Tensor:
+            for name, optimizer in optimizers.items():
+                optimizer.param_groups[0]["lr"] = config.learning_rate * model.pace(name, state.passed)
+            return model.step(to_float(images[chosen]), optimizers, generator)
+
         steps = max(1, len(images) // config.batch)  # a last, smaller batch is left out of this epoch
-        losses = torch.empty(steps, len(cls.terms), device=device)
-        total = config.epochs * steps
-        with tqdm(total=total, initial=done * steps, desc=config.recipe, disable=not options.progress) as bar:
-            for epoch in range(done + 1, config.epochs + 1):
-                started = time.perf_counter()
-                order = torch.randperm(len(images), generator=generator, device=device)
-                for step in range(steps):
-                    for name, optimizer in optimizers.items():
-                        passed = (epoch - 1 + step / steps) / config.epochs
-                        optimizer.param_groups[0]["lr"] = config.learning_rate * model.pace(name, passed)
-                    chosen = order[step * config.batch : (step + 1) * config.batch]
-                    losses[step] = model.step(to_float(images[chosen]), optimizers, generator)
-                    state.check(losses[: step + 1], cls.terms, epoch)
-                    bar.update()
-                log.add(epoch, state.finite_mean(losses, cls.terms, epoch), time.perf_counter() - started)
-                state.save(epoch, last=epoch == config.epochs)
+        run_epochs(
+            step_on, state, cls.terms,
+            epochs=config.epochs, batch=config.batch, steps=steps, progress=options.progress,
+        )  # fmt: skip
         model.eval().requires_grad_(False)
         model.finish(images)
         save_tensors(folder / f"{config.recipe}.safetensors", module_tensors("model", model))
