@@ -27,7 +27,7 @@ from attnad.training.storage import JSON_BYTES, load_json, save_json, save_tenso
 pytestmark = pytest.mark.usefixtures("elsewhere")
 FACTS = {"threshold": 0.5, "threshold_from": "x", "n_train": 9, "seconds": {}, "device": "cpu"}
 # The ends of all ranges that decide how large a network is; none needs weights or packages that may not be there.
-ENDS = {"size": 1024, "min_side": 1024, "channels": 1024, "latent": 1024, "bins": 1000, "encoder": "resnet18-imagenet"}
+ENDS = {"size": 1024, "min_side": 1024, "channels": 1024, "latent": 1024, "encoder": "resnet18-imagenet"}
 ENDS |= {"students": 16, "width": 128}
 OURS = [name for name in DETECTORS if name not in ("neighbours", "adapted")]  # theirs is of one size
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
+from attnad.errors import TrainingError
 from attnad.score import Scores
 from attnad.train import seeded, to_float
 from attnad.training.epochs import run_epochs
@@ -46,8 +47,6 @@ class NetworkConfig(DetectorConfig):
     """Images a step (R1)."""
     learning_rate: float = 1e-3
     """Adam's (R1)."""
-    beta1: float = 0.9
-    """Adam's first moment decay (R1)."""
 
     @property
     def encoder(self) -> str:
@@ -59,6 +58,8 @@ class NetworkConfig(DetectorConfig):
 class LatentConfig(NetworkConfig):
     """The same of a rival that reduces an image to one vector."""
 
+    image_score: Literal["top", "mean", "anogan", "reconstruction", "novelty", "indicator"] = "top"  # type: ignore[assignment]
+    """What judges an image: the mean of the highest hundredth of its map, or of all of it (R3), or the recipe's own."""
     latent: int = 64
     """Numbers that an image is reduced to (R1)."""
 
@@ -70,7 +71,6 @@ _RANGES: tuple[Range, ...] = (
     ("epochs", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
     ("batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
     ("learning_rate", "above 0", lambda v: 0 < v < math.inf),
-    ("beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
 )
 _LATENT: Range = ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024)
 
@@ -85,13 +85,19 @@ class Prediction:
 
 
 class NetworkDetector(nn.Module):
-    """A detector (see `attnad.detectors`) that is one network; a rival says what `losses` and `predict_maps` are."""
+    """A detector (see `attnad.detectors`) that is one network; a rival says what `losses` and `predict_maps` are.
+
+    What decides its scores and nobody has had to change is a constant of its class.
+    """
 
     config: Any  # the rival's `config_type`
     map_scale: Tensor
-    config_type: Any = NetworkConfig
+    config_type: Any = LatentConfig
     ranges: tuple[Range, ...] = ()  # of the rival's own values
+    defaults: ClassVar[dict[str, Any]] = {}  # its recipe's values where the configuration has others
+    image_scores: tuple[str, ...] = ("top", "mean")  # what may judge an image; its recipe's choice is the first
     terms: tuple[str, ...] = ("loss",)
+    beta1 = 0.9  # Adam's first moment decay (R1)
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -133,13 +139,15 @@ class NetworkDetector(nn.Module):
     @classmethod
     def recipe(cls, name: str, data: str) -> NetworkConfig:
         """Give the configuration for a data set: 32 pixels for cifar10, 64 for textures, 128 for others."""
-        return cls.config_type(data=data, size={"cifar10": 32, "textures": 64}.get(data, 128))
+        size = {"cifar10": 32, "textures": 64}.get(data, 128)
+        return cls.config_type(data=data, recipe=name, size=size, image_score=cls.image_scores[0], **cls.defaults)
 
     @classmethod
     def check(cls, config: NetworkConfig) -> None:
         """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
         latent = (_LATENT,) if isinstance(config, LatentConfig) else ()
-        check_ranges(config, (*_RANGES, *latent, *cls.ranges))
+        judge: Range = ("image_score", " or ".join(cls.image_scores), lambda v: v in cls.image_scores)
+        check_ranges(config, (*_RANGES, judge, *latent, *cls.ranges))
 
     @classmethod
     def fit(
@@ -151,10 +159,14 @@ class NetworkDetector(nn.Module):
     ) -> NetworkDetector:
         """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
 
-        Raises TrainingError on a loss that is not finite and on values that need too much memory, CheckpointError on a
-        state of other data or another model.
+        Raises TrainingError on values that make no sense or need too much memory and on a loss that is not finite,
+        CheckpointError on a state of other data or another model.
         """
-        check_bytes(outline(lambda: cls(config)), vars(config), "size", "width", "latent", "bins", "students")
+        try:
+            cls.check(config)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        check_bytes(outline(lambda: cls(config)), vars(config), "size", "width", "latent", "students")
         with seeded(config.seed):
             model = cls(config)
         device = options.device
@@ -163,7 +175,7 @@ class NetworkDetector(nn.Module):
         optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, part in model.parts().items():
             learned = [p for p in part.parameters() if p.requires_grad]
-            optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (config.beta1, 0.999))
+            optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (cls.beta1, 0.999))
         generator = torch.Generator(device).manual_seed(config.seed)
         state = State(folder, config.recipe, {"model": model}, optimizers, generator, images, options.save_seconds)
 

@@ -39,7 +39,6 @@ LEVEL = 1  # of the teacher's strides 2, 4, 8 and 16
 class StudentsConfig(NetworkConfig):
     """All that decides the scores of `student`."""
 
-    recipe: Literal["student"] = "student"
     encoder: Literal["efficientnet-lite0", "resnet18-imagenet"] = "efficientnet-lite0"
     """The teacher, with ImageNet's weights (R13)."""
     students: int = 3
