@@ -17,17 +17,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
-FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
+FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet"]
 BASELINES = (  # recipes of what the paper's tables set beside it, see `attnad.detectors.baselines`
     "ae-l2", "ae-ssim", "gamma-vae", "student", "anogan", "vevae", "cavga", "lsa", "superpixel", "ocgan", "ulslm",
 )  # fmt: skip
 RECIPES = (  # of all, see `attnad.detectors`
     "quick", "paper", "strong", "gaussian", "map", "guided", "neighbours", "adapted", "dcgan", *BASELINES,
 )  # fmt: skip
-PRETRAINED = {  # encoders that come with weights, and on what these were trained
-    "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
-    "dinov2-small": "lvd142m",
-}  # fmt: skip
+PRETRAINED = {"resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet"}  # encoders with weights, and whose
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class StrongConfig(DetectorConfig):
     image_score: Literal["top", "peak"] = "top"
     """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
     encoder: FrozenName = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights; wide-resnet50-imagenet and dinov2-small fetch theirs (D27)."""
+    """The frozen network, with ImageNet's weights (D27)."""
     min_side: int = field(default=128, metadata={"was": "least"})
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     per_level: bool = field(default=True, metadata={"was": "apart"})

@@ -29,11 +29,10 @@ from attnad.detectors.baselines.ocgan import ocgan_loss
 from attnad.detectors.baselines.students import regression_error, student_loss, uncertainty
 from attnad.detectors.baselines.superpixels import group_masks, masked_error, superpixels
 from attnad.detectors.baselines.ulslm import generator_loss, signs_loss
-from attnad.detectors.dcgan import DCGAN
 from attnad.errors import CheckpointError, Stopped, TrainingError
 from attnad.run.run import Run, evaluate_run, load_run, train_run
 from attnad.study.tables import RIVAL_NAMES
-from attnad.training.state import FitOptions, read_log, stopping
+from attnad.training.state import read_log, stopping
 from attnad.training.storage import load_tensors
 
 N_TRAIN, N_TEST, SIZE = 40, 12, 32
@@ -286,25 +285,11 @@ def test_the_command_line_takes_it(name, bricks, trained, tmp_path, capsys):
     assert len((tmp_path / "report" / "scores.csv").read_text().splitlines()) == 1 + 2 * N_TEST
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("size", 40), ("seed", -1), ("width", 1), ("latent", 0), ("image_score", "novelty")]
-)
+@pytest.mark.parametrize(("field", "value"), [("size", 40), ("seed", -1), ("width", 1), ("latent", 0), ("epochs", -1)])
 def test_values_that_make_no_sense_are_refused_early(field, value, tmp_path):
-    """By a run, and by a detector whose `fit` is called itself, as chapters 1 and 3 do."""
     values = override(BASELINES["ae-l2"].recipe("ae-l2", "nowhere"), {field: value})
     with pytest.raises(TrainingError, match=f"{field} cannot be {value}; choose "):
         train_run(values, tmp_path, device="cpu")
-    with pytest.raises(TrainingError, match=f"{field} cannot be {value}; choose "):
-        BASELINES["ae-l2"].fit(values, torch.zeros(4, 3, 64, 64), tmp_path, FitOptions(torch.device("cpu")))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_gan_that_is_fitted_without_a_run_checks_its_values(tmp_path):
-    values = override(recipe("dcgan", "textures"), {"size": 48, "augment.grids": (2, 5)})
-    with pytest.raises(TrainingError, match="size cannot be 48; choose a multiple of 32"):
-        DCGAN.fit(values, torch.zeros(4, 3, 48, 48), tmp_path, FitOptions(torch.device("cpu")))
-    with pytest.raises(TrainingError, match=r"augment\.grids: 32 pixels do not divide by 5"):
-        DCGAN.fit(override(values, {"size": 32}), torch.zeros(4, 3, 32, 32), tmp_path, FitOptions(torch.device("cpu")))
 
 
 def test_another_rivals_file_is_refused(trained, tmp_path):

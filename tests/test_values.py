@@ -17,7 +17,7 @@ from made import few_crops
 import attnad.config
 from attnad.config import _CONSTANT, config_hash, from_dict, short_hash, to_dict
 from attnad.detectors import DETECTORS, override, recipe
-from attnad.errors import SettingError
+from attnad.errors import SettingError, TrainingError
 from attnad.run.run import folder_name, train_run
 from attnad.study.engines import measure
 from attnad.study.plan import missing
@@ -111,6 +111,13 @@ def test_constants_of_detectors_were_values_and_files_that_have_them_load(name):
         assert from_dict(type(config), to_dict(config) | {key: value}) == config
         with pytest.raises(ValueError, match=f"does not match this version of attnad: {key} unknown"):
             from_dict(type(config), to_dict(config) | {key: 2 * value})
+
+
+def test_the_score_of_another_recipe_that_shares_the_configuration_is_refused(tmp_path):
+    """Each recipe that shares it takes the scores that its detector gives, and no others."""
+    assert recipe("lsa", "textures").image_score == "novelty"
+    with pytest.raises(TrainingError, match="image_score cannot be novelty; choose top or mean"):
+        train_run(override(short("ae-l2"), {"image_score": "novelty"}), tmp_path, device="cpu")
 
 
 def test_a_finished_run_from_before_is_found_and_not_trained_again(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from attnad.score import Scores
 from attnad.train import seeded, to_float
 from attnad.training.epochs import run_epochs
 from attnad.training.state import FitOptions, State
-from attnad.training.storage import check_bytes, load_modules, module_tensors, outline, save_tensors
+from attnad.training.storage import load_modules, module_tensors, outline, save_tensors
 
 
 @dataclass(frozen=True)
@@ -159,14 +159,13 @@ class NetworkDetector(nn.Module):
     ) -> NetworkDetector:
         """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
 
-        Raises TrainingError on values that make no sense or need too much memory and on a loss that is not finite,
-        CheckpointError on a state of other data or another model.
+        Raises TrainingError on values that make no sense and on a loss that is not finite, CheckpointError on a state
+        of other data or another model.
         """
         try:
             cls.check(config)
         except ValueError as error:
             raise TrainingError(str(error)) from error
-        check_bytes(outline(lambda: cls(config)), vars(config), "size", "width", "latent", "students")
         with seeded(config.seed):
             model = cls(config)
         device = options.device
