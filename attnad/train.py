@@ -8,7 +8,6 @@ More than 300 lines: both stages' step and loop stand in the paper's order, to b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from attnad.augmentations import synthesize
 from attnad.config import ADGANConfig, AttentionConfig, PaperConfig
@@ -31,8 +29,9 @@ from attnad.losses import (
     total_loss,
 )
 from attnad.models import ADGAN, AttentionNetwork, Discriminator, pair
+from attnad.training.epochs import run_epochs
 from attnad.training.graph import capture
-from attnad.training.state import SAVE_SECONDS, Log, State
+from attnad.training.state import SAVE_SECONDS, State
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -186,15 +185,10 @@ def train_attention(
 
     images = images.to(device)
     state = State(
-        folder and folder / "attention.state.safetensors",
-        {"network": network, "discriminator": discriminator},
-        {"g": optimizer_g, "d": optimizer_d},
+        folder, "attention", {"network": network, "discriminator": discriminator}, {"g": optimizer_g, "d": optimizer_d},
         generator, images, save_seconds,
     )  # fmt: skip
-    done = state.resume()
-    log = Log(folder and folder / "log.csv", "attention", ATTENTION_TERMS, done)
     steps = max(1, len(images) // stage.batch)  # a last, smaller batch is left out of this epoch
-    losses = torch.empty(steps, len(ATTENTION_TERMS), device=device)  # of one epoch; read at its end
 
     def draw(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = to_float(images[chosen])
@@ -205,18 +199,7 @@ def train_attention(
         return attention_step(network, discriminator, optimizer_g, optimizer_d, stage, *draw(chosen))
 
     step_of = capture(step_on, generator, state.tensors)
-    with tqdm(total=stage.epochs * steps, initial=done * steps, desc="attention network", disable=not progress) as bar:
-        for epoch in range(done + 1, stage.epochs + 1):
-            started = time.perf_counter()
-            order = torch.randperm(len(images), generator=generator, device=device)
-            for step in range(steps):
-                losses[step] = step_of(order[step * stage.batch : (step + 1) * stage.batch])
-                state.check(losses[: step + 1], ATTENTION_TERMS, epoch)
-                bar.update()
-            means = state.finite_mean(losses, ATTENTION_TERMS, epoch)
-            bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ATTENTION_TERMS, means, strict=True)})
-            log.add(epoch, means, time.perf_counter() - started)
-            state.save(epoch, last=epoch == stage.epochs)
+    run_epochs(step_of, state, ATTENTION_TERMS, epochs=stage.epochs, batch=stage.batch, steps=steps, progress=progress)
     if stage.renew_statistics and stage.epochs:  # after the last state, so that a resumed training does the same
         order = torch.randperm(len(images), generator=generator, device=device)
         drawn = map(draw, order[: steps * stage.batch].split(stage.batch))
@@ -338,16 +321,11 @@ def train_adgan(
 
     images = images.to(device)
     state = State(
-        folder and folder / "adgan.state.safetensors",
-        {"adgan": adgan, "average": average},
-        {"g": optimizer_g, "d": optimizer_d},
+        folder, "adgan", {"adgan": adgan, "average": average}, {"g": optimizer_g, "d": optimizer_d},
         generator, images, save_seconds,
     )  # fmt: skip
-    done = state.resume()
-    log = Log(folder and folder / "log.csv", "adgan", ADGAN_TERMS, done)
     maps = attention_maps(network, images)  # G1 is frozen: its maps of the normal images never change
     steps = max(1, len(images) // stage.batch)
-    losses = torch.empty(steps, len(ADGAN_TERMS), device=device)
 
     def step_on(chosen: Tensor) -> Tensor:
         x, anomalous = to_float(images[chosen]), None
@@ -357,17 +335,6 @@ def train_adgan(
         return adgan_step(adgan, average, optimizer_g, optimizer_d, stage, x, maps[chosen], anomalous)
 
     step_of = capture(step_on, generator, state.tensors)
-    with tqdm(total=stage.epochs * steps, initial=done * steps, desc="ADGAN", disable=not progress) as bar:
-        for epoch in range(done + 1, stage.epochs + 1):
-            started = time.perf_counter()
-            order = torch.randperm(len(images), generator=generator, device=device)
-            for step in range(steps):
-                losses[step] = step_of(order[step * stage.batch : (step + 1) * stage.batch])
-                state.check(losses[: step + 1], ADGAN_TERMS, epoch)
-                bar.update()
-            means = state.finite_mean(losses, ADGAN_TERMS, epoch)
-            bar.set_postfix({term: f"{mean:.3f}" for term, mean in zip(ADGAN_TERMS, means, strict=True)})
-            log.add(epoch, means, time.perf_counter() - started)
-            state.save(epoch, last=epoch == stage.epochs)
+    run_epochs(step_of, state, ADGAN_TERMS, epochs=stage.epochs, batch=stage.batch, steps=steps, progress=progress)
     judge.load_state_dict(average.module.state_dict())
     return adgan.eval()

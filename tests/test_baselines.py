@@ -284,7 +284,7 @@ def test_the_command_line_takes_it(name, bricks, trained, tmp_path, capsys):
     assert len((tmp_path / "report" / "scores.csv").read_text().splitlines()) == 1 + 2 * N_TEST
 
 
-@pytest.mark.parametrize(("field", "value"), [("size", 40), ("seed", -1), ("width", 1), ("latent", 0), ("beta1", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("size", 40), ("seed", -1), ("width", 1), ("latent", 0), ("epochs", -1)])
 def test_values_that_make_no_sense_are_refused_early(field, value, tmp_path):
     values = override(recipe("ae-l2", "nowhere"), {field: value})
     with pytest.raises(TrainingError, match=f"{field} cannot be {value}; choose "):

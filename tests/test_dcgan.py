@@ -6,6 +6,7 @@ That a run is kept, loaded and resumed is tested beside the baselines, which are
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from attnad.errors import TrainingError
 from attnad.run.run import train_run
 from attnad.study.results import read_results
 from attnad.study.tables import TABLES
+from attnad.training.state import FitOptions
 
 TINY = override(DCGANConfig(), {"size": 32, "width": 4, "epochs": 2, "batch": 8})
 STEPS = ("rotation", "permutation", "jitter")
@@ -225,3 +227,12 @@ def test_what_is_advised_after_too_little_training_fits_the_recipe(options, said
     common = ["--normal-class", "brick", "--size", "32", "--device", "cpu", "--out", str(tmp_path / "run")]
     assert main(["train", "textures", *common, *options]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_a_gan_that_is_fitted_without_a_run_checks_its_values(tmp_path):
+    """As chapters 1 and 3 fit it."""
+    for values, said in (({"size": 48}, "size cannot be 48; choose a multiple of 32"),
+                         ({"augment.grids": (2, 5)}, "augment.grids: 32 pixels do not divide by 5")):  # fmt: skip
+        with pytest.raises(TrainingError, match=re.escape(said)):
+            DCGAN.fit(override(TINY, values), torch.zeros(9, 3, 32, 32), tmp_path, FitOptions(torch.device("cpu")))
+    assert not list(tmp_path.iterdir())

@@ -15,11 +15,8 @@ from torchvision.models import resnet18
 
 from attnad.config import AttentionConfig
 from attnad.errors import WeightsError
-from attnad.models import (
-    ResNet18,
-    build_encoder,
-    load_lite0_weights,
-)
+from attnad.features.backbones import load_lite0_weights
+from attnad.models import ResNet18, build_encoder
 
 TINY = AttentionConfig(encoder="resnet18", width=4, latent=3)
 LITE0 = AttentionConfig(encoder="efficientnet-lite0", width=4, latent=3)

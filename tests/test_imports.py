@@ -20,9 +20,10 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # file is one; its own name stands for its __init__.
 ROWS = [
     ("errors", "config"),
+    ("features.backbones",),
     ("training.storage", "training.machine", "augmentations", "losses", "metrics", "report.plotting"),
     ("data.folders", "data.images", "data.textures", "training.graph", "training.state", "features.stains", "models"),
-    ("data.layouts", "features.backbones"),
+    ("data.layouts", "training.epochs"),
     ("features.places", "train"),
     ("data.cifar10", "score"),
     ("data",),

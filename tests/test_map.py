@@ -14,15 +14,15 @@ from skimage.transform import resize
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import sigmoid_focal_loss
 
-from attnad.config import from_dict, to_dict
+from attnad.config import AttentionConfig, from_dict, to_dict
 from attnad.data import load_test, load_train
 from attnad.detectors import override, recipe
 from attnad.detectors.map import AttentionMap, AttentionPyramid, MapConfig, one_cycle
 from attnad.errors import Stopped, TrainingError
-from attnad.features.backbones import frozen_network
 from attnad.features.stains import StainConfig, highest_within, soften, stain, summed_noise, unchanged
 from attnad.losses import dice_loss, focal_loss
 from attnad.metrics import auroc
+from attnad.models import build_encoder
 from attnad.run.run import load_run, train_run
 from attnad.training.state import stopping
 
@@ -155,7 +155,7 @@ def test_a_loaded_run_scores_the_same_and_the_encoder_was_left_alone(run):
     trained, folder = run
     x = load_train("textures", size=SMALL.size).images[:8]
     assert torch.equal(load_run(folder).score(x).maps, trained.score(x).maps)
-    published = frozen_network(SMALL.encoder).state_dict()
+    published = build_encoder(AttentionConfig(encoder=SMALL.encoder)).state_dict()
     assert all(torch.equal(value, published[name]) for name, value in trained.detector.encoder.state_dict().items())
 
 

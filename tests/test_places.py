@@ -11,6 +11,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import empirical_covariance
 from torch.distributions import Independent, Normal
 
+from attnad.features.backbones import EfficientNetLite0
 from attnad.features.places import (
     PatchDiscriminator,
     PatchFeatures,
@@ -19,7 +20,7 @@ from attnad.features.places import (
     fit_gaussians,
     train_discriminator,
 )
-from attnad.models import EfficientNetLite0, ResNet18
+from attnad.models import ResNet18
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from waiting import until
 
 from attnad.errors import SettingError, TrainingError, remedy
+from attnad.study import engines
 from attnad.study.engines import reproduce, run_locally, run_on_ray
 from attnad.study.results import read_results, rows
 from attnad.study.tables import TABLES, jobs
@@ -24,6 +27,35 @@ pytest.importorskip("ray", reason=f"the engine needs Ray: {remedy('ray')}")
 
 TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
 SEEDS = (0, 1)
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """What starts processes of Ray, which gives them half a minute; they have ten on a busy machine."""
+    for _ in range(19):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
+def test_a_start_that_takes_too_long_is_tried_again_and_then_told():
+    class Slow:
+        tried = 0
+
+        def init(self, *_, **__):
+            self.tried += 1
+            if self.tried < self.ready:
+                raise Exception("The current node timed out during startup. This could happen ...")
+
+    slow = Slow()
+    slow.ready = 3
+    engines._start(slow, "local")
+    assert slow.tried == 3
+    slow.tried, slow.ready = 0, 4
+    with pytest.raises(SettingError, match="Ray did not start on this machine, three times"):
+        engines._start(slow, "local")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +69,9 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # beside other tests a nice worker would wait for its turn
         patch.setenv("OMP_NUM_THREADS", "1")  # Ray's workers take the user's number before their own
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        cluster.add_node(num_cpus=1, num_gpus=0)
-        ray.init(address=cluster.address, log_to_driver=False)
+        cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
+        started(lambda: cluster.add_node(num_cpus=1, num_gpus=0))
+        started(lambda: ray.init(address=cluster.address, log_to_driver=False))
         yield cluster
         ray.shutdown()
         cluster.shutdown()

@@ -1,6 +1,6 @@
 """No flag does nothing: every value of every recipe's configuration is read in training or in scoring.
 
-And what did nothing, and is gone, is still known in files of earlier versions.
+And what is no flag now, since it did nothing or is a detector's constant, is still known in files of earlier versions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pytest
 from made import few_crops
 
 import attnad.config
-from attnad.config import DETECTORS, config_hash, from_dict, short_hash, to_dict
-from attnad.detectors import override, recipe
-from attnad.errors import SettingError
+from attnad.config import _CONSTANT, DETECTORS, config_hash, from_dict, short_hash, to_dict
+from attnad.detectors import detector_class, override, recipe
+from attnad.errors import SettingError, TrainingError
 from attnad.run.run import folder_name, train_run
 from attnad.study.engines import measure
 from attnad.study.plan import missing
@@ -28,6 +28,12 @@ from attnad.training.storage import load_json, save_json
 # Whoever copies or checks a configuration looks at each value without making anything of it.
 LOOKS_AT_ALL = {dataclasses.__file__, attnad.config.__file__}
 RESULTS = Path(__file__).parent.parent / "book" / "results"
+HASHES = {  # of configurations for the embedded textures, as the version gave them that had all values as fields
+    "map": "8146e205", "dcgan": "e1e86d4f", "ae-l2": "870bc257", "ae-ssim": "488021b8",
+    "gamma-vae": "31c2a8a8", "student": "a5c7ab32", "anogan": "0017f7b0", "vevae": "5672e2b4",
+    "cavga": "0db9bafa", "lsa": "c8cf29eb", "superpixel": "c8bbcbf3", "ocgan": "56faa001",
+    "ulslm": "008407fb",
+}  # fmt: skip
 WITHOUT_LATENT = ("map", "dcgan", "student", "superpixel")
 SHORT = {
     "size": 32, "epochs": 1, "attention.epochs": 1, "adgan.epochs": 1, "attention.width": 4, "attention.latent": 4,
@@ -79,6 +85,7 @@ def from_before(config: Any, latent: int = 64) -> dict[str, Any]:
     """A configuration's values by their first names, with those that did nothing and are gone."""
     first = {"min_side": "least", "per_level": "apart", "stain_share": "stained"}
     values = {first.get(name, name): value for name, value in to_dict(config).items()} | {"latent": latent}
+    values |= _CONSTANT[config.recipe]
     if "stains" in values:
         values["stains"]["augment"] |= {"box_area": (0.02, 0.4), "box_aspect": 3.0, "whole_share": 0.5}
     return values
@@ -93,19 +100,38 @@ def test_values_that_did_nothing_are_gone_and_files_that_have_them_load(name):
     assert config_hash(config) == short_hash(from_before(config)), "a finished run's folder has another name"
 
 
+@pytest.mark.parametrize("name", HASHES)
+def test_constants_of_detectors_were_values_and_files_that_have_them_load(name):
+    config = recipe(name, "textures")
+    assert config_hash(config) == HASHES[name], "a finished run's folder has another name"
+    for key, value in _CONSTANT[name].items():
+        assert getattr(detector_class(name), key) == value
+        with pytest.raises(SettingError, match=f"has no value '{key}'"):
+            override(config, {key: value})
+        assert from_dict(type(config), to_dict(config) | {key: value}) == config
+        with pytest.raises(ValueError, match=f"does not match this version of attnad: {key} unknown"):
+            from_dict(type(config), to_dict(config) | {key: 2 * value})
+
+
+def test_the_score_of_another_recipe_that_shares_the_configuration_is_refused(tmp_path):
+    """Each recipe that shares it takes the scores that its detector gives, and no others."""
+    assert recipe("lsa", "textures").image_score == "novelty"
+    with pytest.raises(TrainingError, match="image_score cannot be novelty; choose top or mean"):
+        train_run(override(short("ae-l2"), {"image_score": "novelty"}), tmp_path, device="cpu")
+
+
 def test_a_finished_run_from_before_is_found_and_not_trained_again(tmp_path, monkeypatch):
     """Its folder's name has the hash of a configuration with the field, and its config.json has the field itself."""
     few_crops(monkeypatch)
     config = short("superpixel")
-    folder = tmp_path / "textures-superpixel-seed0-{}".format(
-        attnad.config.short_hash(to_dict(config) | {"latent": 64})
-    )
+    before = {"latent": 64, "beta1": 0.9, "pieces": 48, "groups": 6}
+    folder = tmp_path / f"textures-superpixel-seed0-{short_hash(to_dict(config) | before)}"
     assert folder.name == folder_name(config)
     run = train_run(config, folder, device="cpu", progress=False)
-    save_json(folder / "config.json", load_json(folder / "config.json") | {"latent": 64})
-    before = (folder / "superpixel.safetensors").stat().st_mtime_ns
+    save_json(folder / "config.json", load_json(folder / "config.json") | before)
+    written = (folder / "superpixel.safetensors").stat().st_mtime_ns
     assert measure(config, tmp_path, device="cpu")["facts"] == run.facts
-    assert (folder / "superpixel.safetensors").stat().st_mtime_ns == before
+    assert (folder / "superpixel.safetensors").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(

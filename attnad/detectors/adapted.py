@@ -19,7 +19,6 @@ RUN/log.csv                        the loss of each epoch
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +26,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
-from tqdm import tqdm
 
 from attnad.config import SEED, SIZE, Data, DetectorConfig, Recipe, check_ranges
 from attnad.detectors.neighbours import FrozenFeatures, Neighbours, pooled_features
 from attnad.errors import CheckpointError, TrainingError
 from attnad.train import to_float
-from attnad.training.state import FitOptions, Log, State
+from attnad.training.epochs import run_epochs
+from attnad.training.state import FitOptions, State
 from attnad.training.storage import load_module, load_tensors, module_tensors, save_tensors
 
 
@@ -132,27 +131,24 @@ class Adapted(Neighbours):
             parameter.requires_grad_(True)
         optimizer = torch.optim.SGD(learned, config.learning_rate, momentum=0.9, weight_decay=5e-5)
         generator = torch.Generator(device).manual_seed(config.seed)
-        path = folder / "adapted.state.safetensors"
-        state = State(path, {"network": network}, {"all": optimizer}, generator, images, options.save_seconds)
-        done, terms = state.resume(), ("L",)
-        log = Log(folder / "log.csv", "adapted", terms, done)
-        for epoch in range(done + 1, config.epochs + 1):
-            started = time.perf_counter()
-            order = torch.randperm(len(images), generator=generator, device=device).cpu()
-            parts = [part for part in order.split(config.batch) if len(part) > 1]
-            losses = torch.empty(len(parts), 1, device=device)
-            for step, part in enumerate(tqdm(parts, desc="adapting", disable=not options.progress)):
-                x = to_float(images[part].to(device))
-                views = torch.cat([view(x, generator), view(x, generator)])
-                first, second = network(views)[0].chunk(2)
-                loss = mean_shifted_loss(first, second, center, config.temperature)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses[step] = loss.detach()
-                state.check(losses[: step + 1], terms, epoch)
-            log.add(epoch, state.finite_mean(losses, terms, epoch), time.perf_counter() - started)
-            state.save(epoch, last=epoch == config.epochs)
+        state = State(
+            folder, "adapted", {"network": network}, {"all": optimizer}, generator, images, options.save_seconds
+        )
+
+        def step_on(chosen: Tensor) -> Tensor:
+            x = to_float(images[chosen.cpu()].to(device))
+            first, second = network(torch.cat([view(x, generator), view(x, generator)]))[0].chunk(2)
+            loss = mean_shifted_loss(first, second, center, config.temperature)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()[None]
+
+        whole, rest = divmod(len(images), config.batch)
+        steps = whole + (rest > 1)  # one image alone has no others
+        run_epochs(
+            step_on, state, ("L",), epochs=config.epochs, batch=config.batch, steps=steps, progress=options.progress
+        )
         network.requires_grad_(False)
         stored = pooled_features(network, images)
         save_tensors(folder / "adapted.safetensors", module_tensors("network", network) | {"features": stored})

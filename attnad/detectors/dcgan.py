@@ -43,8 +43,6 @@ class DCGANConfig(NetworkConfig):
     """Images a step (D21)."""
     learning_rate: float = 5e-4
     """Adam's (D21)."""
-    beta1: float = 0.5
-    """Adam's first moment decay, DCGAN's."""
     reconstruction_weight: float = 1.0
     """Weight of the generator's reconstruction beside its adversarial loss (D15)."""
     ema: float = 0.9
@@ -64,6 +62,8 @@ class DCGAN(NetworkDetector):
 
     config_type = DCGANConfig
     terms = ("L_D", "L_adv", "L_R")
+    image_scores = ("discriminator", "top", "mean")
+    beta1 = 0.5  # DCGAN's
     ranges = (
         ("reconstruction_weight", "0 or more", lambda v: 0 <= v < math.inf),
         ("ema", "from 0 to 1", lambda v: 0 <= v <= 1),

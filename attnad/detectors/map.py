@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softplus
 
-from attnad.config import SIZE, FrozenName, Recipe
+from attnad.config import SIZE, AttentionConfig, FrozenName, Recipe
 from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction
-from attnad.features.backbones import enlarged, frozen_network
+from attnad.features.backbones import enlarged
 from attnad.features.stains import StainConfig, stain
 from attnad.losses import dice_loss, focal_loss
+from attnad.models import build_encoder
 from attnad.training.state import FitOptions
 
 
@@ -103,7 +104,8 @@ class AttentionMap(NetworkDetector):
 
     def __init__(self, config: MapConfig):
         super().__init__(config)
-        self.encoder = frozen_network(config.encoder, pretrained=False).eval().requires_grad_(config.tune > 0)
+        encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=False)
+        self.encoder = encoder.eval().requires_grad_(config.tune > 0)
         self.pyramid = AttentionPyramid(list(self.encoder.channels[1:]), config.width)  # the finest costs most
 
     def train(self, mode: bool = True) -> AttentionMap:
@@ -112,7 +114,8 @@ class AttentionMap(NetworkDetector):
         return self
 
     def begin(self, images: Tensor, options: FitOptions) -> None:
-        self.encoder.load_state_dict(frozen_network(self.config.encoder).state_dict())
+        pretrained = build_encoder(AttentionConfig(encoder=self.config.encoder))
+        self.encoder.load_state_dict(pretrained.state_dict())
 
     def parts(self) -> dict[str, nn.Module]:
         return {"pyramid": self.pyramid, "encoder": self.encoder} if self.config.tune else super().parts()

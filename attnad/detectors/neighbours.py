@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
 from attnad.config import SEED, SIZE, DetectorConfig, Range, Recipe, check_ranges
-from attnad.errors import CheckpointError, WeightsError, remedy
-from attnad.models import load_lite0_weights
+from attnad.errors import CheckpointError
+from attnad.features.backbones import lite0, load_lite0_weights
 from attnad.score import Scores
 from attnad.train import to_float
 from attnad.training.state import FitOptions
@@ -70,11 +70,7 @@ class FrozenFeatures(nn.Module):
 
     def __init__(self):
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise WeightsError(f"the network of nearest neighbours needs other packages: {remedy('lite0')}") from error
-        self.body = timm.create_model("tf_efficientnet_lite0")
+        self.body = lite0()
         self.body.load_state_dict(load_lite0_weights())
         self.eval().requires_grad_(False)
 

@@ -15,20 +15,20 @@ R3. Where the original judges no image as a whole, the mean of the highest hundr
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from attnad.config import SEED, SIZE, DetectorConfig, Range, check_ranges
+from attnad.errors import TrainingError
 from attnad.score import Scores
 from attnad.train import seeded, to_float
-from attnad.training.state import FitOptions, Log, State
-from attnad.training.storage import check_bytes, load_modules, module_tensors, outline, save_tensors
+from attnad.training.epochs import run_epochs
+from attnad.training.state import FitOptions, State
+from attnad.training.storage import load_modules, module_tensors, outline, save_tensors
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,6 @@ class NetworkConfig(DetectorConfig):
     """Images a step (R1)."""
     learning_rate: float = 1e-3
     """Adam's (R1)."""
-    beta1: float = 0.9
-    """Adam's first moment decay (R1)."""
 
     @property
     def encoder(self) -> str:
@@ -60,6 +58,8 @@ class NetworkConfig(DetectorConfig):
 class LatentConfig(NetworkConfig):
     """The same of a baseline that reduces an image to one vector."""
 
+    image_score: Literal["top", "mean", "anogan", "reconstruction", "novelty", "indicator"] = "top"  # type: ignore[assignment]
+    """What judges an image: the mean of the highest hundredth of its map, or of all of it (R3), or the recipe's own."""
     latent: int = 64
     """Numbers that an image is reduced to (R1)."""
 
@@ -71,7 +71,6 @@ _RANGES: tuple[Range, ...] = (
     ("epochs", "from 0 to a million", lambda v: 0 <= v <= 1_000_000),
     ("batch", "from 2 to 65536", lambda v: 2 <= v <= 65536),
     ("learning_rate", "above 0", lambda v: 0 < v < math.inf),
-    ("beta1", "from 0 to below 1", lambda v: 0 <= v < 1),
 )
 _LATENT: Range = ("latent", "from 1 to 1024", lambda v: 1 <= v <= 1024)
 
@@ -86,13 +85,19 @@ class Prediction:
 
 
 class NetworkDetector(nn.Module):
-    """A detector (see `attnad.detectors`) that is one network; a baseline says what `losses` and `predict_maps` are."""
+    """A detector (see `attnad.detectors`) that is one network; a baseline says what `losses` and `predict_maps` are.
+
+    What decides its scores and nobody has had to change is a constant of its class.
+    """
 
     config: Any  # the baseline's `config_type`
     map_scale: Tensor
-    config_type: Any = NetworkConfig
+    config_type: Any = LatentConfig
     ranges: tuple[Range, ...] = ()  # of the baseline's own values
+    defaults: ClassVar[dict[str, Any]] = {}  # its recipe's values where the configuration has others
+    image_scores: tuple[str, ...] = ("top", "mean")  # what may judge an image; its recipe's choice is the first
     terms: tuple[str, ...] = ("loss",)
+    beta1 = 0.9  # Adam's first moment decay (R1)
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -134,13 +139,15 @@ class NetworkDetector(nn.Module):
     @classmethod
     def recipe(cls, name: str, data: str) -> NetworkConfig:
         """Give the configuration for a data set: 32 pixels for cifar10, 64 for textures, 128 for others."""
-        return cls.config_type(data=data, size={"cifar10": 32, "textures": 64}.get(data, 128))
+        size = {"cifar10": 32, "textures": 64}.get(data, 128)
+        return cls.config_type(data=data, recipe=name, size=size, image_score=cls.image_scores[0], **cls.defaults)
 
     @classmethod
     def check(cls, config: NetworkConfig) -> None:
         """Raise ValueError, naming the field and what it takes, where a value makes no sense."""
         latent = (_LATENT,) if isinstance(config, LatentConfig) else ()
-        check_ranges(config, (*_RANGES, *latent, *cls.ranges))
+        judge: Range = ("image_score", " or ".join(cls.image_scores), lambda v: v in cls.image_scores)
+        check_ranges(config, (*_RANGES, judge, *latent, *cls.ranges))
 
     @classmethod
     def fit(
@@ -152,10 +159,13 @@ class NetworkDetector(nn.Module):
     ) -> NetworkDetector:
         """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
 
-        Raises TrainingError on a loss that is not finite and on values that need too much memory, CheckpointError on a
-        state of other data or another model.
+        Raises TrainingError on values that make no sense and on a loss that is not finite, CheckpointError on a state
+        of other data or another model.
         """
-        check_bytes(outline(lambda: cls(config)), vars(config), "size", "width", "latent", "bins", "students")
+        try:
+            cls.check(config)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
         with seeded(config.seed):
             model = cls(config)
         device = options.device
@@ -164,29 +174,20 @@ class NetworkDetector(nn.Module):
         optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, part in model.parts().items():
             learned = [p for p in part.parameters() if p.requires_grad]
-            optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (config.beta1, 0.999))
+            optimizers[name] = torch.optim.Adam(learned, config.learning_rate, (cls.beta1, 0.999))
         generator = torch.Generator(device).manual_seed(config.seed)
-        path = folder / f"{config.recipe}.state.safetensors"
-        state = State(path, {"model": model}, optimizers, generator, images, options.save_seconds)
-        done = state.resume()
-        log = Log(folder / "log.csv", config.recipe, cls.terms, done)
+        state = State(folder, config.recipe, {"model": model}, optimizers, generator, images, options.save_seconds)
+
+        def step_on(chosen: Tensor) -> Tensor:
+            for name, optimizer in optimizers.items():
+                optimizer.param_groups[0]["lr"] = config.learning_rate * model.pace(name, state.passed)
+            return model.step(to_float(images[chosen]), optimizers, generator)
+
         steps = max(1, len(images) // config.batch)  # a last, smaller batch is left out of this epoch
-        losses = torch.empty(steps, len(cls.terms), device=device)
-        total = config.epochs * steps
-        with tqdm(total=total, initial=done * steps, desc=config.recipe, disable=not options.progress) as bar:
-            for epoch in range(done + 1, config.epochs + 1):
-                started = time.perf_counter()
-                order = torch.randperm(len(images), generator=generator, device=device)
-                for step in range(steps):
-                    for name, optimizer in optimizers.items():
-                        passed = (epoch - 1 + step / steps) / config.epochs
-                        optimizer.param_groups[0]["lr"] = config.learning_rate * model.pace(name, passed)
-                    chosen = order[step * config.batch : (step + 1) * config.batch]
-                    losses[step] = model.step(to_float(images[chosen]), optimizers, generator)
-                    state.check(losses[: step + 1], cls.terms, epoch)
-                    bar.update()
-                log.add(epoch, state.finite_mean(losses, cls.terms, epoch), time.perf_counter() - started)
-                state.save(epoch, last=epoch == config.epochs)
+        run_epochs(
+            step_on, state, cls.terms,
+            epochs=config.epochs, batch=config.batch, steps=steps, progress=options.progress,
+        )  # fmt: skip
         model.eval().requires_grad_(False)
         model.finish(images)
         save_tensors(folder / f"{config.recipe}.safetensors", module_tensors("model", model))

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
-from attnad.config import SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
-from attnad.features.backbones import frozen_network
+from attnad.config import SEED, SIZE, AttentionConfig, Range, StrongConfig, check_ranges, strong_recipe
 from attnad.features.places import (
     PatchDiscriminator,
     PatchFeatures,
@@ -33,6 +32,7 @@ from attnad.features.places import (
     train_discriminator,
 )
 from attnad.features.stains import StainConfig, stain
+from attnad.models import build_encoder
 from attnad.score import Scores
 from attnad.train import seeded, to_float
 from attnad.training.state import FitOptions, Log
@@ -67,7 +67,7 @@ class Levels(nn.Module):
 
     def __init__(self, config: StrongConfig, *, pretrained: bool):
         super().__init__()
-        encoder = frozen_network(config.encoder, pretrained=pretrained)
+        encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=pretrained)
         self.features = PatchFeatures(
             encoder, min_side=config.min_side, per_level=config.per_level, channels=config.channels, seed=config.seed
         )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
-from attnad.features.backbones import FrozenNetwork, enlarged
+from attnad.features.backbones import EfficientNetLite0, enlarged
 from attnad.losses import adversarial_loss
+from attnad.models import ResNet18
 from attnad.training.graph import capture
 from attnad.training.storage import module_tensors, optimizer_tensors
 
@@ -23,16 +24,16 @@ from attnad.training.storage import module_tensors, optimizer_tensors
 class PatchFeatures(nn.Module):
     """Features of a frozen encoder by level: images [n, 3, s, s] in [0, 1] to a list of [n, c, h, w].
 
-    The four levels are the encoder's, of strides 2, 4, 8 and 16 but for DINOv2; the first three are averaged over 3 x 3
-    neighbours, the finest then brought to the second's stride. Joined (not `per_level`), the last three become one
-    level of the third's stride. Images smaller than `min_side` pixels are enlarged to that first, so that the coarse
-    levels have places to tell apart. Levels of more than `channels` channels keep so many, drawn by `seed` (Defard et
-    al. do the same).
+    The four levels are the encoder's, of strides 2, 4, 8 and 16; the first three are averaged over 3 x 3 neighbours,
+    the finest then brought to the second's stride. Joined (not `per_level`), the last three become one level of the
+    third's stride. Images smaller than `min_side` pixels are enlarged to that first, so that the coarse levels have
+    places to tell apart. Levels of more than `channels` channels keep so many, drawn by `seed` (Defard et al. do the
+    same).
     """
 
     def __init__(
         self,
-        encoder: FrozenNetwork,
+        encoder: ResNet18 | EfficientNetLite0,
         *,
         min_side: int = 128,
         per_level: bool = True,

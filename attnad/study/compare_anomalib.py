@@ -31,8 +31,8 @@ from torch import Tensor
 from attnad.data import load_test, load_train
 from attnad.detectors import detector_class, recipe
 from attnad.errors import SettingError, remedy
+from attnad.features.backbones import load_lite0_weights
 from attnad.metrics import auroc
-from attnad.models import load_lite0_weights
 from attnad.study.results import current_commit
 from attnad.train import to_float
 from attnad.training.machine import machine_facts

@@ -1,4 +1,7 @@
-"""Carrying out tables' runs, here, many at once in processes or on a Ray cluster, into results.csv."""
+"""Carrying out tables' runs, here, many at once in processes or on a Ray cluster, into results.csv.
+
+More than 300 lines: three ways to carry out the same runs, which share how a run is measured and written down.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,7 @@ def run_on_ray(
             raise PackageError(f"--engine ray needs other packages: {remedy('ray')}") from error
         ours = not ray.is_initialized()
         if ours:
-            ray.init(address, log_to_driver=False)
+            _start(ray, address)
     try:
         if ours and address == "local" and not _is_loopback(there := ray.util.get_node_ip_address()):
             raise SettingError(
@@ -154,6 +157,19 @@ def run_on_ray(
 
 
 _TOKEN = secrets.token_hex(32)  # of this process's clusters: Ray keeps the first that it reads
+
+
+def _start(ray: Any, address: str) -> None:
+    """Start or join a cluster: Ray gives its processes half a minute, and a busy machine takes longer."""
+    for more in (True, True, False):
+        try:
+            ray.init(address, log_to_driver=False)
+            return
+        except Exception as error:  # Ray has no name for it
+            if "timed out during startup" not in str(error):
+                raise
+            if not more:
+                raise SettingError("Ray did not start on this machine, three times; it may be too busy") from error
 
 
 @contextmanager

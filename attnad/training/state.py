@@ -97,18 +97,25 @@ class Log:
 
 
 class State:
-    """All that a loop needs to go on after a kill, in one file: weights, optimisers, generator, epochs done."""
+    """All that a loop needs to go on after a kill, in one file: weights, optimisers, generator, epochs done.
+
+    The file is STAGE.state.safetensors in the folder; without a folder nothing is saved.
+    """
+
+    passed = 0.0  # share of the training that has passed, from 0 to below 1: what learning rates may go by
 
     def __init__(
         self,
-        path: Path | None,
+        folder: Path | None,
+        stage: str,
         modules: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         generator: torch.Generator,
         images: Tensor,
         save_seconds: float,
     ):
-        self.path, self.modules, self.optimizers, self.generator = path, modules, optimizers, generator
+        self.folder, self.stage, self.path = folder, stage, folder and folder / f"{stage}.state.safetensors"
+        self.modules, self.optimizers, self.generator, self.n = modules, optimizers, generator, len(images)
         self.save_seconds, self.saved_at = save_seconds, time.monotonic()
         self.data = torch.frombuffer(bytearray.fromhex(fingerprint(images)), dtype=torch.uint8)
 

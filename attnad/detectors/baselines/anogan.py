@@ -19,14 +19,11 @@ R19. z is normal, not uniform, and the discriminator is the package's, with spec
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
 from attnad.losses import adversarial_loss, non_saturating_loss
@@ -37,17 +34,8 @@ from attnad.models import Discriminator
 class AnoGANConfig(LatentConfig):
     """All that decides the scores of `anogan`."""
 
-    recipe: Recipe[Literal["anogan"]] = "anogan"
-    image_score: Literal["anogan", "top", "mean"] = "anogan"  # type: ignore[assignment]
-    """What judges an image: L at the last z, or its map (R3)."""
-    beta1: float = 0.5
-    """Adam's first moment decay, DCGAN's."""
     search: int = 100
     """Steps of the search for an image's z (R18)."""
-    search_rate: float = 0.1
-    """Adam's learning rate there (R18)."""
-    feature_weight: float = 0.1
-    """lambda, the share of what the discriminator sees."""
 
 
 def search_loss(x: Tensor, x_re: Tensor, f: Tensor, f_re: Tensor, feature_weight: float) -> Tensor:
@@ -60,12 +48,12 @@ class AnoGAN(NetworkDetector):
     """Recipe `anogan`."""
 
     config_type = AnoGANConfig
+    image_scores = ("anogan", "top", "mean")  # the first is L at the last z
     terms = ("L_D", "L_G")
-    ranges = (
-        ("search", "from 0 to 100000", lambda v: 0 <= v <= 100_000),
-        ("search_rate", "above 0", lambda v: 0 < v < math.inf),
-        ("feature_weight", "from 0 to 1", lambda v: 0 <= v <= 1),
-    )
+    ranges = (("search", "from 0 to 100000", lambda v: 0 <= v <= 100_000),)
+    beta1 = 0.5  # DCGAN's
+    search_rate = 0.1  # Adam's in the search for z (R18)
+    feature_weight = 0.1  # lambda, the share of what the discriminator sees
 
     def __init__(self, config: AnoGANConfig):
         super().__init__(config)
@@ -89,11 +77,11 @@ class AnoGAN(NetworkDetector):
         features = self.discriminator.layers[:-1]
         f = features(x).detach()
         z = torch.zeros(len(x), self.config.latent, device=x.device, requires_grad=True)
-        optimizer = torch.optim.Adam([z], self.config.search_rate)
+        optimizer = torch.optim.Adam([z], self.search_rate)
         for _ in range(self.config.search):
             x_re = self.generator(z)
-            descend(search_loss(x, x_re, f, features(x_re), self.config.feature_weight).sum(), optimizer)
+            descend(search_loss(x, x_re, f, features(x_re), self.feature_weight).sum(), optimizer)
         with torch.no_grad():
             x_re = self.generator(z)
-            loss = search_loss(x, x_re, f, features(x_re), self.config.feature_weight)
+            loss = search_loss(x, x_re, f, features(x_re), self.feature_weight)
         return Prediction((x - x_re).abs().mean(1), {"anogan": loss}, x_re)

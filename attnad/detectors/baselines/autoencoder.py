@@ -21,32 +21,14 @@ R9. Windows are uniform, and at the edge of the map the last full window counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
 
 WINDOW = 11
-
-
-@dataclass(frozen=True)
-class L2Config(LatentConfig):
-    """All that decides the scores of `ae-l2`."""
-
-    recipe: Recipe[Literal["ae-l2"]] = "ae-l2"
-
-
-@dataclass(frozen=True)
-class SSIMConfig(LatentConfig):
-    """All that decides the scores of `ae-ssim`."""
-
-    recipe: Recipe[Literal["ae-ssim"]] = "ae-ssim"
 
 
 def squared_error(x: Tensor, x_re: Tensor) -> Tensor:
@@ -74,8 +56,6 @@ def dissimilarity(x: Tensor, x_re: Tensor, *, window: int = WINDOW) -> Tensor:
 class AutoencoderL2(NetworkDetector):
     """Recipe `ae-l2`."""
 
-    config_type: Any = L2Config
-
     def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.encoder = encoder(config.size, config.width, config.latent)
@@ -94,8 +74,6 @@ class AutoencoderL2(NetworkDetector):
 
 class AutoencoderSSIM(AutoencoderL2):
     """Recipe `ae-ssim`: the same network."""
-
-    config_type = SSIMConfig
 
     def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         return (dissimilarity(x, self(x)).mean(),)

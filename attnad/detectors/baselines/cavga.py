@@ -18,15 +18,10 @@ R25. The squared error and KL are divided by the number of pixel values. w_r = 1
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.attention import weighted
 from attnad.detectors.baselines.networks import VAE, vae_loss
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
@@ -34,21 +29,6 @@ from attnad.losses import adversarial_loss, non_saturating_loss
 from attnad.models import Discriminator
 
 LEVEL = 3  # features after so many halvings
-
-
-@dataclass(frozen=True)
-class CAVGAConfig(LatentConfig):
-    """All that decides the scores of `cavga`."""
-
-    recipe: Recipe[Literal["cavga"]] = "cavga"
-    image_score: Literal["reconstruction", "top", "mean"] = "reconstruction"  # type: ignore[assignment]
-    """What judges an image: the mean of |x - f(x)|, or its map (R3)."""
-    kl_weight: float = 0.1
-    """Weight of the KL term (R22)."""
-    adv_weight: float = 0.001
-    """w_adv (R25)."""
-    expansion_weight: float = 0.01
-    """w_ae (R25)."""
 
 
 def expansion_loss(attention: Tensor) -> Tensor:
@@ -59,13 +39,13 @@ def expansion_loss(attention: Tensor) -> Tensor:
 class CAVGA(NetworkDetector):
     """Recipe `cavga`."""
 
-    config_type = CAVGAConfig
+    image_scores = ("reconstruction", "top", "mean")  # the first is the mean of |x - f(x)|
     terms = ("L_D", "L_VAE", "L_adv", "L_ae")
-    ranges = tuple(
-        (name, "0 or more", lambda v: 0 <= v < math.inf) for name in ("kl_weight", "adv_weight", "expansion_weight")
-    )
+    kl_weight = 0.1  # of the KL term (R22)
+    adv_weight = 0.001  # w_adv (R25)
+    expansion_weight = 0.01  # w_ae (R25)
 
-    def __init__(self, config: CAVGAConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.vae = VAE(config.size, config.width, config.latent)
         self.discriminator = Discriminator(3, config.size, config.width)
@@ -86,9 +66,9 @@ class CAVGA(NetworkDetector):
         x_re = self.vae.decoder(mean + noise * (0.5 * log_variance).exp())
         l_d = -adversarial_loss(self.discriminator(x), self.discriminator(x_re.detach()))
         descend(l_d, optimizers["d"])
-        l_vae = vae_loss(x, x_re, mean, log_variance, self.config.kl_weight) / x[0].numel()
+        l_vae = vae_loss(x, x_re, mean, log_variance, self.kl_weight) / x[0].numel()
         l_adv, l_ae = non_saturating_loss(self.discriminator(x_re)), expansion_loss(attention)
-        descend(l_vae + self.config.adv_weight * l_adv + self.config.expansion_weight * l_ae, optimizers["g"])
+        descend(l_vae + self.adv_weight * l_adv + self.expansion_weight * l_ae, optimizers["g"])
         return torch.stack([l_d, l_vae, l_adv, l_ae]).detach()
 
     @torch.enable_grad()

@@ -20,29 +20,11 @@ R12. lambda is the original's as we remember it (not checked); alpha is ours, fo
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.networks import VAE
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
-
-
-@dataclass(frozen=True)
-class GammaVAEConfig(LatentConfig):
-    """All that decides the scores of `gamma-vae`."""
-
-    recipe: Recipe[Literal["gamma-vae"]] = "gamma-vae"
-    walk: int = 30
-    """Steps of the walk to a normal image (R11)."""
-    stride: float = 1.0
-    """alpha, the walk's step size (R12)."""
-    sparsity: float = 0.05
-    """lambda, the price of a changed pixel (R12)."""
 
 
 def negative_elbo(x: Tensor, x_re: Tensor, mean: Tensor, log_variance: Tensor, log_gamma: Tensor) -> Tensor:
@@ -63,14 +45,11 @@ def energy(x: Tensor, x_re: Tensor, x_0: Tensor, sparsity: float) -> Tensor:
 class GammaVAE(NetworkDetector):
     """Recipe `gamma-vae`."""
 
-    config_type = GammaVAEConfig
-    ranges = (
-        ("walk", "from 0 to 10000", lambda v: 0 <= v <= 10_000),
-        ("stride", "above 0", lambda v: 0 < v < math.inf),
-        ("sparsity", "0 or more", lambda v: 0 <= v < math.inf),
-    )
+    walk = 30  # steps of the walk to a normal image (R11)
+    stride = 1.0  # alpha, the walk's step size (R12)
+    sparsity = 0.05  # lambda, the price of a changed pixel (R12)
 
-    def __init__(self, config: GammaVAEConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.vae = VAE(config.size, config.width, config.latent)
         self.log_gamma = nn.Parameter(torch.tensor(-2.3))  # gamma = 0.1, a tenth of the range of grey values
@@ -81,10 +60,10 @@ class GammaVAE(NetworkDetector):
     @torch.enable_grad()
     def predict_maps(self, x: Tensor) -> Prediction:
         at = x
-        for _ in range(self.config.walk):
+        for _ in range(self.walk):
             at = at.detach().requires_grad_()
             x_re = self.vae(at)[0]
-            (gradient,) = torch.autograd.grad(energy(at, x_re, x, self.config.sparsity).sum(), at)
-            at = (at - self.config.stride * (at - x_re).square() * gradient).clamp(0, 1)
+            (gradient,) = torch.autograd.grad(energy(at, x_re, x, self.sparsity).sum(), at)
+            at = (at - self.stride * (at - x_re).square() * gradient).clamp(0, 1)
         at = at.detach()
         return Prediction((at - x).abs().mean(1), x_re=at)

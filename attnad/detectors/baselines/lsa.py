@@ -20,33 +20,15 @@ R29. The masked layers have 8 channels a number, and 100 bins (the original's 10
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, leaky_relu, linear
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
 from attnad.train import to_float
-
-
-@dataclass(frozen=True)
-class LSAConfig(LatentConfig):
-    """All that decides the scores of `lsa`."""
-
-    recipe: Recipe[Literal["lsa"]] = "lsa"
-    image_score: Literal["novelty", "top", "mean"] = "novelty"  # type: ignore[assignment]
-    """What judges an image: NS, or its map (R3)."""
-    latent: int = 32
-    """Numbers that an image is reduced to (R1)."""
-    bins: int = 100
-    """Bins that each number falls into (R29)."""
-    surprise_weight: float = 1.0
-    """lambda, the weight of -log q(z)."""
 
 
 class Masked(nn.Linear):
@@ -90,18 +72,17 @@ def surprise(z: Tensor, logits: Tensor) -> Tensor:
 class LSA(NetworkDetector):
     """Recipe `lsa`."""
 
-    config_type = LSAConfig
+    defaults: ClassVar = {"latent": 32}
+    image_scores = ("novelty", "top", "mean")  # the first is NS
     terms = ("loss", "L_rec", "L_llk")
-    ranges = (
-        ("bins", "from 2 to 1000", lambda v: 2 <= v <= 1000),
-        ("surprise_weight", "0 or more", lambda v: 0 <= v < math.inf),
-    )
+    bins = 100  # that each number falls into (R29)
+    surprise_weight = 1.0  # lambda, of -log q(z)
 
-    def __init__(self, config: LSAConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.encoder = encoder(config.size, config.width, config.latent)
         self.decoder = decoder(config.size, config.width, config.latent)
-        self.autoregression = Autoregression(config.latent, config.bins)
+        self.autoregression = Autoregression(config.latent, self.bins)
         self.register_buffer("usual", torch.zeros(2))  # means of both parts of NS
         self.register_buffer("spread", torch.ones(2))  # and deviations
 
@@ -114,7 +95,7 @@ class LSA(NetworkDetector):
     def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         _, error, unlikely = self(x)
         l_rec, l_llk = error.mean() / x[0].numel(), unlikely.mean() / x[0].numel()
-        return l_rec + self.config.surprise_weight * l_llk, l_rec, l_llk
+        return l_rec + self.surprise_weight * l_llk, l_rec, l_llk
 
     def finish(self, images: Tensor) -> None:
         parts = torch.cat([torch.stack(self(to_float(part))[1:], 1) for part in images.split(64)])

@@ -22,37 +22,15 @@ R36. C and D_v are two networks of one kind, the package's discriminator.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
 from attnad.losses import adversarial_loss, non_saturating_loss
 from attnad.models import Discriminator
-
-
-@dataclass(frozen=True)
-class OCGANConfig(LatentConfig):
-    """All that decides the scores of `ocgan`."""
-
-    recipe: Recipe[Literal["ocgan"]] = "ocgan"
-    image_score: Literal["top", "mean"] = "mean"
-    """What judges an image: the mean of the highest hundredth of its map, or of all of it (R33)."""
-    epochs: int = 12
-    """Passes over the normal images (R1)."""
-    beta1: float = 0.5
-    """Adam's first moment decay, DCGAN's."""
-    noise: float = 0.05
-    """Deviation of the noise on images (R35)."""
-    reconstruction_weight: float = 1000.0
-    """lambda (R35)."""
-    mining: int = 3
-    """Steps from u to u' (R34)."""
 
 
 def ocgan_loss(x: Tensor, x_re: Tensor, latent_logits: Tensor, visual_logits: Tensor, weight: float) -> Tensor:
@@ -64,15 +42,15 @@ def ocgan_loss(x: Tensor, x_re: Tensor, latent_logits: Tensor, visual_logits: Te
 class OCGAN(NetworkDetector):
     """Recipe `ocgan`."""
 
-    config_type = OCGANConfig
+    defaults: ClassVar = {"epochs": 12}
+    image_scores = ("mean", "top")  # R33
     terms = ("L_D", "L_C", "L_G")
-    ranges = (
-        ("noise", "0 or more", lambda v: 0 <= v < math.inf),
-        ("reconstruction_weight", "0 or more", lambda v: 0 <= v < math.inf),
-        ("mining", "from 0 to 1000", lambda v: 0 <= v <= 1000),
-    )
+    beta1 = 0.5  # DCGAN's
+    noise = 0.05  # deviation of the noise on images (R35)
+    reconstruction_weight = 1000.0  # lambda (R35)
+    mining = 3  # steps from u to u' (R34)
 
-    def __init__(self, config: OCGANConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.coder = nn.ModuleDict({
             "encoder": nn.Sequential(encoder(config.size, config.width, config.latent), nn.Tanh()),
@@ -89,7 +67,7 @@ class OCGAN(NetworkDetector):
 
     def mined(self, u: Tensor) -> Tensor:
         """u': numbers [n, latent] in (-1, 1) whose drawings look less normal to the classifier."""
-        for _ in range(self.config.mining):
+        for _ in range(self.mining):
             u = u.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.classifier(self.coder["decoder"](u)).sum(), u)
             u = (u - 0.1 * gradient.sign()).clamp(-1, 1)
@@ -98,7 +76,7 @@ class OCGAN(NetworkDetector):
     def step(self, x: Tensor, optimizers: dict[str, torch.optim.Optimizer], generator: torch.Generator) -> Tensor:
         encode, decode = self.coder["encoder"], self.coder["decoder"]
         d_latent, d_visual = self.discriminators["latent"], self.discriminators["visual"]
-        noisy = x + self.config.noise * torch.randn(x.shape, generator=generator, device=x.device)
+        noisy = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
         z = encode(noisy)
         u = 2 * torch.rand(z.shape, generator=generator, device=x.device) - 1
         with torch.no_grad():
@@ -109,8 +87,7 @@ class OCGAN(NetworkDetector):
         l_d = -adversarial_loss(d_latent(u), d_latent(z.detach()))
         l_d = l_d - adversarial_loss(d_visual(x), d_visual(drawn.detach()))
         descend(l_d, optimizers["d"])
-        weight = self.config.reconstruction_weight
-        l_g = ocgan_loss(x, decode(z), d_latent(z), d_visual(drawn), weight)
+        l_g = ocgan_loss(x, decode(z), d_latent(z), d_visual(drawn), self.reconstruction_weight)
         descend(l_g, optimizers["g"])
         return torch.stack([l_d, l_c, l_g]).detach()
 

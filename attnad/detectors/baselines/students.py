@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from attnad.config import AttentionConfig, Recipe
+from attnad.config import AttentionConfig
 from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction
 from attnad.models import build_encoder
 from attnad.train import to_float
@@ -39,7 +39,6 @@ LEVEL = 1  # of the teacher's strides 2, 4, 8 and 16
 class StudentsConfig(NetworkConfig):
     """All that decides the scores of `student`."""
 
-    recipe: Recipe[Literal["student"]] = "student"
     encoder: Literal["efficientnet-lite0", "resnet18-imagenet"] = "efficientnet-lite0"
     """The teacher, with ImageNet's weights (R13)."""
     students: int = 3

@@ -18,30 +18,15 @@ R32. The absolute error is smoothed over 5 x 5 pixels; the original's measure of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from attnad.config import Recipe
 from attnad.detectors.network import NetworkConfig, NetworkDetector, Prediction
-
-
-@dataclass(frozen=True)
-class SuperpixelConfig(NetworkConfig):
-    """All that decides the scores of `superpixel`."""
-
-    recipe: Recipe[Literal["superpixel"]] = "superpixel"
-    pieces: int = 48
-    """About how many superpixels an image is cut into."""
-    epochs: int = 10
-    """Passes over the normal images (R1)."""
-    groups: int = 6
-    """Superpixels are masked in so many groups (R31)."""
 
 
 def masked_error(x: Tensor, filled: Tensor, mask: Tensor) -> Tensor:
@@ -73,13 +58,12 @@ def _block(before: int, after: int) -> nn.Sequential:
 class Superpixels(NetworkDetector):
     """Recipe `superpixel`."""
 
-    config_type = SuperpixelConfig
-    ranges = (
-        ("pieces", "from 2 to 10000", lambda v: 2 <= v <= 10_000),
-        ("groups", "from 2 to 100", lambda v: 2 <= v <= 100),
-    )
+    config_type = NetworkConfig
+    defaults: ClassVar = {"epochs": 10}
+    pieces = 48  # about how many superpixels an image is cut into
+    groups = 6  # superpixels are masked in so many groups (R31)
 
-    def __init__(self, config: SuperpixelConfig):
+    def __init__(self, config: NetworkConfig):
         super().__init__(config)
         w = config.width
         widths = [w, 2 * w, 4 * w, 4 * w]
@@ -98,14 +82,14 @@ class Superpixels(NetworkDetector):
         return torch.sigmoid(self.last(f))
 
     def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        labels = superpixels(x, self.config.pieces)
+        labels = superpixels(x, self.pieces)
         chance = torch.rand(len(x), int(labels.max()) + 1, generator=generator, device=x.device)
-        chosen = (chance < 1 / self.config.groups).float()
+        chosen = (chance < 1 / self.groups).float()
         mask = chosen.gather(1, labels.flatten(1)).reshape(labels.shape)[:, None]
         return (masked_error(x, self.fill(x, mask), mask),)
 
     def predict_maps(self, x: Tensor) -> Prediction:
-        masks = group_masks(superpixels(x, self.config.pieces), self.config.groups)
+        masks = group_masks(superpixels(x, self.pieces), self.groups)
         x_re = sum(self.fill(x, mask) * mask for mask in masks)
         error = (x - x_re).abs().mean(1, keepdim=True)
         return Prediction(avg_pool2d(error, 5, 1, 2, count_include_pad=False)[:, 0], x_re=x_re)

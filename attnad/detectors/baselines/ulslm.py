@@ -22,33 +22,15 @@ R40. The original judges by c. In runs as short as these c ends where it began, 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.networks import decoder, encoder
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction, descend
 from attnad.models import Discriminator
-
-
-@dataclass(frozen=True)
-class ULSLMConfig(LatentConfig):
-    """All that decides the scores of `ulslm`."""
-
-    recipe: Recipe[Literal["ulslm"]] = "ulslm"
-    image_score: Literal["indicator", "top", "mean"] = "mean"  # type: ignore[assignment]
-    """What judges an image: -c(x), or its map (R3, R40)."""
-    epochs: int = 12
-    """Passes over the normal images (R1)."""
-    beta1: float = 0.5
-    """Adam's first moment decay, DCGAN's."""
-    near_weight: float = 10.0
-    """lambda, how near the generators stay (R37)."""
 
 
 def signs_loss(high: Tensor, low: Tensor) -> Tensor:
@@ -64,11 +46,13 @@ def generator_loss(allowed: Tensor, higher: Tensor, x: Tensor, near: Tensor, wei
 class ULSLM(NetworkDetector):
     """Recipe `ulslm`."""
 
-    config_type = ULSLMConfig
+    defaults: ClassVar = {"epochs": 12}
+    image_scores = ("mean", "indicator", "top")  # R40; "indicator" is -c(x)
     terms = ("L_c", "L_h", "L_Gc", "L_Gh")
-    ranges = (("near_weight", "0 or more", lambda v: 0 <= v < math.inf),)
+    beta1 = 0.5  # DCGAN's
+    near_weight = 10.0  # lambda, how near the generators stay (R37)
 
-    def __init__(self, config: ULSLMConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         size, width, latent = config.size, config.width, config.latent
         self.indicator = Discriminator(3, size, width)
@@ -94,7 +78,7 @@ class ULSLM(NetworkDetector):
         losses = [l_c, l_h]
         for name, drawn in near.items():
             logits = self.indicator(drawn), self.compare(x, drawn)
-            losses.append(generator_loss(*logits, x, drawn, self.config.near_weight))
+            losses.append(generator_loss(*logits, x, drawn, self.near_weight))
             descend(losses[-1], optimizers[f"g{name}"])
         return torch.stack(losses).detach()
 

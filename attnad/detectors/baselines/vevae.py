@@ -18,15 +18,10 @@ R22. The KL term has a weight of its own, since it outweighs the pixels of small
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from attnad.config import Recipe
 from attnad.detectors.baselines.attention import weighted
 from attnad.detectors.baselines.networks import VAE, vae_loss
 from attnad.detectors.network import LatentConfig, NetworkDetector, Prediction
@@ -35,29 +30,19 @@ from attnad.train import to_float
 LEVEL = 2  # features after so many halvings
 
 
-@dataclass(frozen=True)
-class VEVAEConfig(LatentConfig):
-    """All that decides the scores of `vevae`."""
-
-    recipe: Recipe[Literal["vevae"]] = "vevae"
-    kl_weight: float = 0.1
-    """Weight of the KL term (R22)."""
-
-
 class VEVAE(NetworkDetector):
     """Recipe `vevae`."""
 
-    config_type = VEVAEConfig
-    ranges = (("kl_weight", "0 or more", lambda v: 0 <= v < math.inf),)
+    kl_weight = 0.1  # of the KL term (R22)
 
-    def __init__(self, config: VEVAEConfig):
+    def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.vae = VAE(config.size, config.width, config.latent)
         self.register_buffer("usual", torch.zeros(config.latent))
         self.register_buffer("spread", torch.ones(config.latent))
 
     def losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (vae_loss(x, *self.vae(x, generator), self.config.kl_weight),)
+        return (vae_loss(x, *self.vae(x, generator), self.kl_weight),)
 
     def finish(self, images: Tensor) -> None:
         means = torch.cat([self.vae.encode(to_float(part))[0] for part in images.split(64)])
