@@ -47,6 +47,11 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return rng.randbytes(len(content))
 
 
+def heed_interrupts() -> None:
+    """A shell's background job, and all that it starts, ignores Ctrl-C, which is to end the command here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def soak(minutes: float, n: int) -> dict[str, object]:
     """Facts of one run; `lost` and `started` must be empty, `memory` is megabytes at each tenth of the time."""
     work, rng = Path(tempfile.mkdtemp()), random.Random(0)
@@ -58,7 +63,7 @@ def soak(minutes: float, n: int) -> dict[str, object]:
     names = hostile_files(new)
     command = [sys.executable, "-m", "attnad", "score", str(work / "run"), str(new), "--follow", "--out", work / "out"]
     with log.open("wb") as output:
-        follower = subprocess.Popen(command, stdout=output, stderr=output)
+        follower = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=heed_interrupts)
     process, memory, started = psutil.Process(follower.pid), [], set()
     start = time.monotonic()
     try:
