@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import shutil
 from collections.abc import Sequence
@@ -175,24 +174,23 @@ class Detector:
         n = facts.get("n_normal", facts["n_train"])
         return f"Detector({self.recipe!r}{given}, fitted on {n} photographs, threshold {facts['threshold']:.4g})"
 
-    def _repr_html_(self) -> str:
-        """The same with a picture: scores of held-out normal images, and the threshold."""
-        text = f"<code>{repr(self).replace('&', '&amp;').replace('<', '&lt;')}</code>"
+    def _repr_png_(self) -> bytes | None:
+        """The same as a picture, in a notebook: scores of held-out normal images, and the threshold."""
         scores = self._run.facts.get("held_out_scores") if self._run else None
         if not scores:
-            return text
+            return None
         from matplotlib.figure import Figure  # slow, and only for the eye
 
-        figure = Figure(figsize=(5, 1.6), layout="constrained")
+        figure = Figure(figsize=(6.5, 2.4), layout="constrained")
         axes = figure.subplots()
-        axes.hist(scores, bins=min(30, len(scores)), color="#0072B2")
-        axes.axvline(self.threshold_, color="#D55E00")
-        axes.set(xlabel="score", ylabel="held-out images", title="what is right of the line is flagged")
+        axes.hist(scores, bins=min(30, len(scores)), color="#0072B2", label="held-out normal images")
+        axes.axvline(self.threshold_, color="black", linestyle="--", label="threshold: what is right of it is flagged")
+        axes.set(xlabel="score", ylabel="images")
+        figure.suptitle(repr(self), fontsize=9)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         content = io.BytesIO()
         figure.savefig(content, format="png")
-        picture = base64.b64encode(content.getvalue()).decode()
-        alt = f"Scores of {len(scores)} held-out normal images, and the threshold, {self.threshold_:.4g}."
-        return f'{text}<br><img alt="{alt}" src="data:image/png;base64,{picture}">'
+        return content.getvalue()
 
 
 def load(folder: str | Path, *, device: str = "auto") -> Detector:

@@ -85,7 +85,7 @@ def test_runs_that_differ_in_stage_2_train_stage_1_once(first):
 def test_a_second_time_trains_nothing(first, capsys):
     before, text = times(first / "runs"), (first / "results" / "results.csv").read_text()
     with short_study(RECIPE, PRINTED, NO_GAME) as patch:
-        for name in ("detectors.paper.train_attention", "detectors.paper.train_adgan", "run.load_train"):
+        for name in ("detectors.paper.train_attention", "detectors.paper.train_adgan", "run.run.load_train"):
             patch.delattr(f"attnad.{name}")
         found = study(first)
     assert times(first / "runs") == before

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnad.report.plotting import COLOURS
 from attnad.training.storage import write_atomically
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
@@ -32,7 +33,7 @@ HEAD = ("file", "score", "anomalous", "threshold", "map_mean", "map_max", "map")
 def _palette() -> bytes:
     import matplotlib  # here, since it writes a cache into the user's home as it loads
 
-    return matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3].tobytes()
+    return matplotlib.colormaps[COLOURS](np.arange(256), bytes=True)[:, :3].tobytes()
 
 
 def heat_map(anomaly_map: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
