@@ -74,10 +74,14 @@ $(PLAYGROUND): book/_build/web/.fresh attnad/features/places.py attnad/detectors
 	$(RUN) attnad train textures --recipe strong --shrink 1 --out book/_build/strong
 	$(RUN) attnad export book/_build/strong $@
 
-# The chapters are run first, as many at once as there are cores: Jupyter Book runs them one after the other.
+# The chapters are run as many at once as there are cores: Jupyter Book runs them one after the other.
+define EXECUTE
+$(RUN) jcache notebook -p $(CACHE) add notebooks/*.ipynb
+$(RUN) $(ALONE) jcache project -p $(CACHE) execute --executor local-parallel --timeout 600
+endef
+
 book: $(BOOK) $(CACHE)/.fresh $(PLAYGROUND)
-	$(RUN) jcache notebook -p $(CACHE) add notebooks/*.ipynb
-	$(RUN) $(ALONE) jcache project -p $(CACHE) execute --executor local-parallel --timeout 600
+	$(EXECUTE)
 	$(RUN) jupyter-book build . --toc book/_toc.yml --path-output book --all -n -W --keep-going
 	@$(BROWSER) || echo "There is no Chromium or Chrome here: make test will leave out the pages and widgets."
 	@echo "The book is built. Open it in a browser: $(CURDIR)/book/_build/html/index.html"
@@ -114,7 +118,8 @@ notebook: $(BOOK) $(CACHE)/.fresh
 
 # Committed executed, without progress bars; the README's picture is the tour's output of the cell "maps".
 notebooks: $(BOOK) $(CACHE)/.fresh
-	$(RUN) $(ALONE) jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(EXECUTE)
+	export PATH="$(CURDIR)/.venv/bin:$$PATH"; for chapter in notebooks/*.ipynb; do jcache notebook -p $(CACHE) merge $$chapter $$chapter || exit 1; done
 	$(RUN) python notebooks/tidy.py
 
 clean:

@@ -8,6 +8,7 @@ import base64
 from pathlib import Path
 
 import nbformat
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 HERE = Path(__file__).parent
 for path in HERE.glob("*.ipynb"):
@@ -21,6 +22,7 @@ for path in HERE.glob("*.ipynb"):
                 for output in cell.outputs
                 if output.get("name") != "stderr"
             ]
+            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
             for output in cell.outputs:
                 output.get("data", {}).pop(
                     "application/vnd.jupyter.widget-view+json", None
