@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
-from attnad.features.backbones import EfficientNetLite0, enlarged
+from attnad.features.backbones import enlarged
 from attnad.losses import adversarial_loss
-from attnad.models import ResNet18
 from attnad.training.graph import capture
 from attnad.training.storage import module_tensors, optimizer_tensors
 
@@ -33,7 +33,7 @@ class PatchFeatures(nn.Module):
 
     def __init__(
         self,
-        encoder: ResNet18 | EfficientNetLite0,
+        encoder: Any,  # a network with `pyramid`, and its `channels` and `strides`
         *,
         min_side: int = 128,
         per_level: bool = True,
