@@ -3,7 +3,7 @@
 Training sees normal images only, as one uint8 tensor on the device. It stops after a fixed number of epochs and the
 last weights are used; there is no test data here to choose an epoch by.
 
-More than 300 lines: both stages' step and loop stand in the paper's order, to be read beside each other.
+More than 300 lines: both stages' steps stand in the paper's order, to be read beside each other.
 """
 
 from __future__ import annotations
