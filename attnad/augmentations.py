@@ -1,8 +1,8 @@
-"""Synthetic anomalies by hard augmentation (section 3.2.1, figure 3): batched tensor operations, on any device.
+"""Synthetic anomalies by hard augmentation (section 3.2.1, figure 3), and normal copies by soft augmentation (D35).
 
 The functions that transform take their parameters as tensors, one row an image, so that each can be checked by
-itself; `hard_augmentation` and `synthesize` draw the parameters from an explicit generator. Nothing here waits for
-the device.
+itself; `hard_augmentation` and `synthesize` draw the parameters from an explicit generator. All are batched tensor operations on any device, and none
+but JPEG waits for it.
 
 Images are float [n, 3, s, s] in [0, 1]; attention maps float [n, 1, s, s], 1 = normal.
 """
@@ -13,8 +13,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+from torchvision.transforms.v2.functional import jpeg
 
-from attnad.config import AugmentConfig, TransformConfig
+from attnad.config import AugmentConfig, SoftConfig, TransformConfig
 
 
 def _require_square(x: Tensor) -> None:
@@ -204,3 +206,39 @@ def synthesize(
     x2, a2 = _fill(x, torch.where(zero_fill, torch.zeros_like(x1), x1), inside)
     whole = _uniform(n, 0, 1, generator)[:, None, None, None] < config.whole_share
     return torch.where(whole, x1, x2), torch.where(whole, torch.zeros_like(a2), a2)
+
+
+def move(x: Tensor, shift: Tensor, degrees: Tensor) -> Tensor:
+    """Turn each image counter-clockwise about its middle, then shift it; what comes in at the rim repeats the rim.
+
+    Takes images [n, c, s, s], shifts [n, 2] to the right and down, as shares of the side, and turns [n] in degrees;
+    returns [n, c, s, s], interpolated linearly.
+    """
+    angle = degrees.deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    back = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # where a pixel was before
+    theta = torch.cat([back, -2 * back @ shift[:, :, None]], 2)  # the side runs from -1 to 1
+    grid = affine_grid(theta, list(x.shape), align_corners=False)
+    return grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def soft_augmentation(x: Tensor, config: SoftConfig, generator: torch.Generator) -> Tensor:
+    """A normal image as another day's camera and lamp would show it: moved, relit, noisier, stored at lower quality.
+
+    Takes and returns images [n, 3, s, s] in [0, 1], of 256 grey levels; `generator` lives on the images' device. Noise
+    comes to one in two, JPEG to one in three. Source: D35.
+    """
+    n = len(x)
+    shift = _uniform(2 * n, -config.shift, config.shift, generator).reshape(n, 2)
+    x = move(x, shift, _uniform(n, -config.turn, config.turn, generator))
+    light = _uniform(n, 1 - config.light, 1 + config.light, generator)[:, None]
+    gain = _uniform(3 * n, 1 - config.gain, 1 + config.gain, generator).reshape(n, 3)
+    x = x * (light * gain)[:, :, None, None]
+    noise = _uniform(n, -config.noise, config.noise, generator).clamp(min=0) / 255
+    x = x + noise[:, None, None, None] * torch.randn(x.shape, generator=generator, device=x.device)
+    levels = (x * 255).round().clamp(0, 255).to(torch.uint8)
+    stored, quality = _uniform(2 * n, 0, 1, generator).reshape(2, n).tolist()
+    for i in range(n):
+        if stored[i] < 1 / 3:
+            levels[i] = jpeg(levels[i].cpu(), round(config.jpeg + (95 - config.jpeg) * quality[i])).to(x.device)
+    return levels.float() / 255

@@ -19,7 +19,8 @@ import tyro
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet"]
 DETECTORS = {  # every recipe, and its class in `attnad.detectors`, which imports it when it is asked for
-    "quick": "paper.Paper", "paper": "paper.Paper", "strong": "strong.Strong", "gaussian": "strong.Strong",
+    "quick": "paper.Paper", "paper": "paper.Paper", "strong": "strong.Strong", "gaussian": "gaussian.Gaussian",
+    "discriminators": "gaussian.Gaussian",
     "map": "map.AttentionMap", "guided": "guided.Guided", "neighbours": "neighbours.Neighbours",
     "adapted": "adapted.Adapted", "dcgan": "dcgan.DCGAN",
     "ae-l2": "baselines.autoencoder.AutoencoderL2", "ae-ssim": "baselines.autoencoder.AutoencoderSSIM",
@@ -39,8 +40,8 @@ Recipe = Annotated[  # of a field, whose type then names the recipes of that det
     tyro.conf.arg(
         metavar=f"{{{','.join(DETECTORS)}}}",
         help="Where the other values come from; by default strong for a folder, quick for the others. quick, for a "
-        "laptop's CPU; paper, as close to the paper as it says; strong, for photographs; gaussian, strong without its "
-        "training; map, an attention map with skip connections, alone; guided, strong on features times that map; "
+        "laptop's CPU; paper, as close to the paper as it says; strong, for photographs; gaussian, one Gaussian a "
+        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip connections, alone; guided, discriminators on features times that map; "
         "neighbours, nearest neighbours on frozen features; adapted, the same on features that were first adapted to "
         "the normal images, for whole images; dcgan, the GAN on images of the paper's table 1; "
         f"{', '.join(BASELINES)}, systems that the paper compares itself with.",
@@ -192,10 +193,10 @@ class PaperConfig(DetectorConfig):
 
 
 @dataclass(frozen=True)
-class StrongConfig(DetectorConfig):
-    """All that decides a `strong` or `gaussian` run's scores, beside the code and the machine."""
+class GaussianConfig(DetectorConfig):
+    """All that decides a `gaussian` or `discriminators` run's scores, beside the code and the machine."""
 
-    recipe: Recipe[Literal["strong", "gaussian", "guided"]] = "strong"
+    recipe: Recipe[Literal["gaussian", "discriminators", "guided"]] = "gaussian"
     size: int = 256
     seed: int = 0
     """Seed of the split that holds out normal images, of kept channels, noise and discriminators."""
@@ -232,10 +233,65 @@ class StrongConfig(DetectorConfig):
         return f"{self.steps} steps" if self.steps else "0"
 
 
-def strong_recipe(name: Literal["strong", "gaussian"], data: str) -> StrongConfig:
-    """Give the configuration of `strong` or `gaussian` for a data set: 256 pixels, textures 64, cifar10 32."""
-    size = {"cifar10": 32, "textures": 64}.get(data, 256)
-    return StrongConfig(data=data, recipe=name, size=size, steps=0 if name == "gaussian" else StrongConfig.steps)
+@dataclass(frozen=True)
+class SoftConfig:
+    """Soft augmentation: how a normal image may look after the camera or the light has moved, normal all the same."""
+
+    shift: float = 0.016
+    """Farthest shift to either side, as a share of the image's side: 4 pixels of 256 (D35)."""
+    turn: float = 3.0
+    """Largest turn to either side, in degrees (D35)."""
+    light: float = 0.2
+    """Brightness factor within 1 +- this (D35)."""
+    gain: float = 0.03
+    """Factor of each colour within 1 +- this (D35)."""
+    noise: float = 4.0
+    """Largest deviation of noise, in grey levels, added to every second copy (D35)."""
+    jpeg: int = 50
+    """Lowest quality as JPEG, 1 to 95, of every third copy (D35)."""
+
+
+@dataclass(frozen=True)
+class StrongConfig(DetectorConfig):
+    """All that decides a `strong` run's scores, beside the code and the machine."""
+
+    recipe: Recipe[Literal["strong"]] = "strong"
+    size: int = 256
+    seed: int = 0
+    """Seed of copies, of the choice of patches, and of which photographs are left out together."""
+    image_score: Literal["top", "peak"] = "top"
+    """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
+    encoder: FrozenName = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights (D27)."""
+    min_side: int = 128
+    """Smaller images are enlarged to this side first, in pixels (D27)."""
+    copies: int = 2
+    """Softly augmented copies of each normal image that are learned from beside it; 0 where nothing ever moves (D35)."""
+    shrink: float = 0.5
+    """How far each place's covariance is moved towards that of all places, from 0 to 1 (D28)."""
+    ridge: float = 0.002
+    """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
+    patches: int = 2000
+    """Normal patches that are kept as neighbours (D36)."""
+    folds: int = 20
+    """In how many parts the photographs are left out, each judged by what was fitted to the others (D37)."""
+    soft: SoftConfig = field(default_factory=SoftConfig)
+
+    @property
+    def epochs(self) -> str:
+        """Epochs, for tables: nothing is trained."""
+        return "0"
+
+
+def strong_recipe(name: str, data: str) -> StrongConfig:
+    """Give the configuration of `strong` for a data set: 256 pixels, textures 64, cifar10 32."""
+    return StrongConfig(data=data, size={"cifar10": 32, "textures": 64}.get(data, 256))
+
+
+def gaussian_recipe(name: Literal["gaussian", "discriminators"], data: str) -> GaussianConfig:
+    """Give the configuration of `gaussian`, or of it with discriminators, for a data set: sizes as of `strong`."""
+    steps = GaussianConfig.steps if name == "discriminators" else 0
+    return GaussianConfig(data=data, recipe=name, size=strong_recipe(name, data).size, steps=steps)
 
 
 def paper_recipe(name: str, data: str) -> PaperConfig:

@@ -28,7 +28,7 @@ ROWS = [
     ("data.cifar10", "score"),
     ("data",),
     ("data.tiles",),
-    ("detectors.neighbours", "detectors.paper", "detectors.strong", "report.report", "run.self_check", "run.region"),
+    ("detectors.neighbours", "detectors.paper", "detectors.gaussian", "report.report", "run.self_check", "run.region"),
     ("detectors.adapted", "detectors.baselines.attention", "detectors.baselines.networks", "detectors.network"),
     ("detectors.baselines.anogan", "detectors.baselines.autoencoder", "detectors.baselines.cavga"),
     ("detectors.baselines.gamma_vae", "detectors.baselines.lsa", "detectors.baselines.ocgan"),

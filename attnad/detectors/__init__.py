@@ -24,7 +24,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-from attnad.config import DETECTORS, from_dict, paper_recipe, strong_recipe
+from attnad.config import DETECTORS, from_dict, gaussian_recipe, paper_recipe, strong_recipe
 from attnad.errors import SettingError
 
 
@@ -41,8 +41,10 @@ def recipe(name: str, data: str) -> Any:
     """Give the configuration of any recipe for a data set. Raises SettingError on another name."""
     if name in ("quick", "paper"):  # these two and the next come without PyTorch, so that help answers at once
         return paper_recipe(name, data)
-    if name in ("strong", "gaussian"):
-        return strong_recipe(name, data)  # type: ignore[arg-type]  # it is one of the two
+    if name == "strong":
+        return strong_recipe(name, data)
+    if name in ("gaussian", "discriminators"):
+        return gaussian_recipe(name, data)  # type: ignore[arg-type]  # it is one of the two
     return detector_class(name).recipe(name, data)
 
 

@@ -19,9 +19,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from attnad.config import Recipe, StrongConfig, from_dict, strong_recipe
+from attnad.config import Recipe, GaussianConfig, from_dict, gaussian_recipe
 from attnad.detectors.map import AttentionMap, MapConfig
-from attnad.detectors.strong import Levels, Strong, fit_levels
+from attnad.detectors.gaussian import Levels, Gaussian, fit_levels
 from attnad.errors import TrainingError
 from attnad.features.backbones import enlarged
 from attnad.losses import masked_features
@@ -31,7 +31,7 @@ from attnad.training.storage import load_json
 
 
 @dataclass(frozen=True)
-class GuidedConfig(StrongConfig):
+class GuidedConfig(GaussianConfig):
     """All that decides a `guided` run's scores, beside the code and the machine."""
 
     recipe: Recipe[Literal["guided"]] = "guided"
@@ -57,7 +57,7 @@ class GuidedLevels(Levels):
         return [masked_features(f, a_gen) for f in super().seen(x)]
 
 
-class Guided(Strong):
+class Guided(Gaussian):
     """Recipe `guided`: recipe `strong` on weighed features, in evaluation mode."""
 
     config_type = GuidedConfig
@@ -66,7 +66,7 @@ class Guided(Strong):
     @staticmethod
     def recipe(name: str, data: str) -> GuidedConfig:
         """Give the configuration for a data set: sizes as those of `strong`."""
-        return GuidedConfig(data=data, size=strong_recipe("strong", data).size)
+        return GuidedConfig(data=data, size=gaussian_recipe("discriminators", data).size)
 
     @classmethod
     def fit(
@@ -76,7 +76,7 @@ class Guided(Strong):
         folder: Path,
         options: FitOptions,
     ) -> Guided:
-        """Train the map, or take over that of `options.stage1`, a finished run of recipe `map`; then as `Strong.fit`.
+        """Train the map, or take over that of `options.stage1`, a finished run of recipe `map`; then as `Gaussian.fit`.
 
         Raises TrainingError where that run has other values or images, and what training the map raises.
         """

@@ -205,14 +205,11 @@ def train_discriminator(
 def fit_gaussians(batches: Iterable[list[Tensor]], *, shrink: float, ridge: float) -> list[PatchGaussians]:
     """Fit a Gaussian a place to each level of normal images' features, batch by batch: memory that knows no number.
 
-    `shrink` in [0, 1] moves each place's covariance towards the mean of all places', and `ridge` > 0 is added to its
-    diagonal in units of the channel's variance over all places and images: few images leave a covariance without
-    inverse, and a channel that never varies must not decide everything.
-    Raises ValueError where there is no image.
+    `shrink` and `ridge` as of `PlaceSums.gaussian`. Raises ValueError where there is no image.
     """
-    sums: list[_Sums] = []
+    sums: list[PlaceSums] = []
     for features in batches:
-        sums = sums or [_Sums(f) for f in features]
+        sums = sums or [PlaceSums(f) for f in features]
         for level, f in zip(sums, features, strict=True):
             level.add(f)
     if not sums:
@@ -220,13 +217,17 @@ def fit_gaussians(batches: Iterable[list[Tensor]], *, shrink: float, ridge: floa
     return [level.gaussian(shrink, ridge) for level in sums]
 
 
-class _Sums:
-    """Sums over images of a level's features and their products, about the first batch's mean for precision's sake."""
+class PlaceSums:
+    """Sums over images of a level's features [n, c, h, w] and of their products, at each place.
 
-    def __init__(self, first: Tensor):
+    They are taken about an origin, the mean of the first images, for precision's sake. Those of some images can be
+    taken away again, which leaves the others' (`without`).
+    """
+
+    def __init__(self, first: Tensor, origin: Tensor | None = None):
         _, c, h, w = first.shape
         self.side, self.n = h, 0
-        self.origin = first.mean(0).flatten(1).T[:, None]  # [p, 1, c]
+        self.origin = first.mean(0).flatten(1).T[:, None] if origin is None else origin  # [p, 1, c]
         self.sum = torch.zeros_like(self.origin)
         self.products = first.new_zeros(h * w, c, c)
 
@@ -236,7 +237,22 @@ class _Sums:
         self.sum += places.sum(1, keepdim=True)
         self.products.baddbmm_(places.mT, places)
 
+    def without(self, f: Tensor) -> PlaceSums:
+        """The sums over all images but these, which are among them."""
+        own = PlaceSums(f, self.origin)
+        own.add(f)
+        own.n = self.n - own.n
+        own.sum = self.sum - own.sum
+        torch.sub(self.products, own.products, out=own.products)
+        return own
+
     def gaussian(self, shrink: float, ridge: float) -> PatchGaussians:
+        """The Gaussian of each place.
+
+        `shrink` in [0, 1] moves each place's covariance towards the mean of all places', and `ridge` > 0 is added to
+        its diagonal in units of the channel's variance over all places and images: few images leave a covariance
+        without inverse, and a channel that never varies must not decide everything.
+        """
         offset = self.sum / self.n
         covariance = self.products / self.n - offset.mT @ offset
         mean = self.origin + offset

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from attnad.detectors.paper import Paper
-from attnad.detectors.strong import Strong
+from attnad.detectors.gaussian import Gaussian
 from attnad.errors import CheckpointError, PackageError, SettingError, remedy
 from attnad.features.places import PatchGaussians
 from attnad.run.run import Run
@@ -98,7 +98,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     run.check_whole()
     if run.region is not None:
         raise SettingError("the file's scores know no region; export a run that was trained without --region")
-    graphs = {Paper: (_Graph, OUTPUTS), Strong: (_StrongGraph, STRONG_OUTPUTS)}
+    graphs = {Paper: (_Graph, OUTPUTS), Gaussian: (_StrongGraph, STRONG_OUTPUTS)}
     if type(run.detector) not in graphs:
         raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose another recipe's")
     graph_type, outputs = graphs[type(run.detector)]

@@ -30,7 +30,7 @@ SIZE = 64
 CONFIG = replace(recipe("strong", "textures"), steps=60, batch=2048)
 
 
-def train(config: strong.StrongConfig, folder: Path, **arguments) -> Run:
+def train(config: strong.GaussianConfig, folder: Path, **arguments) -> Run:
     return train_run(config, folder, device="cpu", progress=False, **arguments)
 
 
