@@ -10,7 +10,7 @@ from attnad.errors import SettingError
 
 Table = Literal[
     "table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "choices",
-    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "all",
+    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "sets", "all",
 ]  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def reproduce(
     epochs: int | None = None,
     adgan_epochs: int | None = None,
     set: tuple[str, ...] = (),
+    detectors: tuple[str, ...] = (),
     engine: Literal["local", "ray"] = "local",
     jobs: int = 1,
     minutes: float | None = None,
@@ -43,8 +44,9 @@ def reproduce(
             strong adds to features without training, on MVTec AD; surfaces, the same on the embedded data; choices,
             what strong's fakes were chosen on, surfaces that no other table has; unlabelled, whether the check without
             labelled defects goes with the figures that need them; rivals, the systems that the paper compares itself
-            with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. all: every
-            table, the most telling runs first, those alone that results.csv has no rows of.
+            with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. sets: our
+            detectors and anomalib's on the development sets, as they are and moved, into sets.csv. all: every table but
+            the last, the most telling runs first, those alone that results.csv has no rows of.
         classes: Classes or categories; by default all of the table's that are there.
         seeds: Seeds; the table shows mean and standard deviation over them.
         recipe: Where the values of the runs come from, as for attnad train.
@@ -53,6 +55,8 @@ def reproduce(
         epochs: Other epochs than the recipe's, of stage 1 where there are two. The rows say how many.
         adgan_epochs: Other epochs of stage 2 than the recipe's. The rows say how many.
         set: Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which.
+        detectors: Of sets: recipes of ours, to which --set applies, and anomalib's padim and patchcore; by default
+            strong, gaussian, neighbours and both.
         engine: One run after the other here, or all at once on a Ray cluster (pip install ray).
         jobs: Runs at once on this machine, each in a process of its own with its share of the cores.
         minutes: Begin only runs that can end within this time, by the seconds of earlier ones; at its end, runs on the
@@ -61,21 +65,40 @@ def reproduce(
         runs: Folder of the runs' folders.
         results: Folder of results.csv, and of the paper's figures, paper.csv.
     """
-    from attnad.study import engines
-    from attnad.study.tables import TABLES
-
-    others = table != "all" and all(variant.recipe for variant in TABLES[table])  # than the paper's
-    stage1 = "" if others else "attention."
-    given = {f"{stage1}encoder": encoder, "size": size, f"{stage1}epochs": epochs, "adgan.epochs": adgan_epochs}
-    overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    values: dict[str, Any] = {}
     for text in set:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingError(f"--set {text}: give NAME=VALUE, such as attention.kl_weight=1.0")
         try:
-            overrides[name.replace("-", "_")] = json.loads(value)
+            values[name.replace("-", "_")] = json.loads(value)
         except ValueError:
-            overrides[name.replace("-", "_")] = value  # a word
+            values[name.replace("-", "_")] = value  # a word
+
+    if table in ("sets",):
+        others = {
+            "--recipe": recipe != "quick", "--encoder": encoder, "--epochs": epochs, "--adgan-epochs": adgan_epochs,
+            "--engine": engine != "local", "--jobs": jobs != 1, "--minutes": minutes,
+            "--jobs-per-gpu": jobs_per_gpu != 1, "--runs": runs != Path("runs"),
+        }  # fmt: skip
+        if given := [flag for flag, value in others.items() if value]:
+            raise SettingError(f"attnad reproduce {table} does not take {', '.join(given)}; leave that out")
+        from attnad.study import sets
+
+        sets.reproduce(
+            classes=classes, detectors=detectors or sets.DETECTORS, seeds=seeds, size=size, values=values,
+            results=results, device=device, data_root=data_root,
+        )  # fmt: skip
+        return
+
+    from attnad.study import engines
+    from attnad.study.tables import TABLES
+
+    if detectors:
+        raise SettingError(f"attnad reproduce {table} has its own detectors; leave --detectors out")
+    stage1 = "" if table != "all" and all(variant.recipe for variant in TABLES[table]) else "attention."
+    told = {f"{stage1}encoder": encoder, "size": size, f"{stage1}epochs": epochs, "adgan.epochs": adgan_epochs}
+    overrides = {key: value for key, value in told.items() if value is not None} | values
     engines.reproduce(
         table, classes=classes, seeds=seeds, recipe_name=recipe, overrides=overrides, engine=engine, jobs=jobs,
         minutes=minutes, jobs_per_gpu=jobs_per_gpu, runs=runs, results=results, device=device, data_root=data_root,
