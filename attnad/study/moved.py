@@ -6,12 +6,14 @@ are counted in a picture of 256, and scaled with s / 256. What moves in from out
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -78,10 +80,14 @@ def blur(pixels: float) -> Move:
 def jpeg(quality: int) -> Move:
     """Save as JPEG and read again."""
 
-    def move(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        from torchvision.transforms.v2.functional import jpeg as coded  # here: its import is slow
+    def coded(image: np.ndarray) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        return np.asarray(Image.open(file))
 
-        return torch.stack([coded(each, quality) for each in images]), masks
+    def move(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        found = np.stack([coded(each) for each in images.permute(0, 2, 3, 1).contiguous().numpy()])
+        return torch.from_numpy(found).permute(0, 3, 1, 2).contiguous(), masks
 
     return move
 

@@ -24,6 +24,7 @@ from attnad.detectors import override, recipe
 from attnad.errors import DataError
 from attnad.metrics import evaluate_scores
 from attnad.run.run import Run, learn
+from attnad.study.choice import THEIRS, table
 from attnad.study.compare_anomalib import anomalib_version, fit_theirs, milliseconds
 from attnad.study.moved import MOVED, Move
 from attnad.study.records import Row, add_records, read_records
@@ -35,7 +36,7 @@ from attnad.training.state import FitOptions
 PHOTOGRAPHS = ("kolektor", "deeppcb", "casting", "elpv_poly", "potato_leaf", "bottle", "pill")
 EMBEDDED = (*TEXTURES, *CHOSEN_ON)
 SETS = (*PHOTOGRAPHS, *EMBEDDED)
-PEERS = {"padim": "anomalib PaDiM", "patchcore": "anomalib PatchCore"}
+PEERS = dict(zip(THEIRS, ("anomalib PaDiM", "anomalib PatchCore"), strict=True))
 DETECTORS = ("strong", "gaussian", "neighbours", *PEERS)
 PROMISED = 0.05  # the share of good images that a run's own threshold is to flag
 MEASURED = ("image_auroc", "pixel_auroc", "aupro", "promised", "false_alarms", "found", "fit_seconds", "milliseconds")
@@ -137,9 +138,10 @@ def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def label_of(detector: str, values: dict[str, Any]) -> str:
-    """A detector's name in tables: of ours, with the values that are not its recipe's."""
-    return detector if detector in PEERS else " ".join([detector, *(f"{k}={v}" for k, v in sorted(values.items()))])
+def label_of(detector: str, values: dict[str, Any], size: int | None = None) -> str:
+    """A detector's name in tables, with what is other than usual: of ours, values of the recipe; a side in pixels."""
+    told = ({} if detector in PEERS else values) | ({"size": size} if size else {})
+    return " ".join([detector, *(f"{name}={value}" for name, value in sorted(told.items()))])
 
 
 @torch.no_grad()
@@ -165,7 +167,7 @@ def measure_sets(
     for name in names:
         side = size or (64 if name in EMBEDDED else 256)
         for detector, seed in ((detector, seed) for seed in seeds for detector in detectors):
-            key = (name, label_of(detector, values), str(seed), str(side))
+            key = (name, label_of(detector, values, size), str(seed), str(side))
             missing = {moved: move for moved, move in moves.items() if (*key, moved) not in done}
             if not missing:
                 continue
@@ -191,6 +193,7 @@ def measure_sets(
 
 
 def reproduce(*, classes: Sequence[str] | None, results: Path, data_root: Path | None, **arguments: Any) -> None:
-    """Measure what is missing of the development sets, into sets.csv."""
+    """Measure what is missing of the development sets, into sets.csv, and print the table and the choice."""
     names = sets_there(classes, data_root)
-    measure_sets(results / "sets.csv", MOVED, names=names, data_root=data_root, **arguments)
+    rows = measure_sets(results / "sets.csv", MOVED, names=names, data_root=data_root, **arguments)
+    print(table(rows).text())
