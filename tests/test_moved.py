@@ -7,10 +7,16 @@ import io
 import numpy as np
 import pytest
 import torch
+from made import write_images
 from PIL import Image
 
-from attnad.data.textures import train_crops
+from attnad.cli import main
+from attnad.data.textures import held_out_crops, train_crops
+from attnad.study import curves
+from attnad.study.curves import CURVES, GRADED, draw, points, table
 from attnad.study.moved import MOVED
+from attnad.study.records import read_records
+from attnad.study.sets import COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +109,66 @@ def test_jpeg_is_pillows(bricks, masks):
     file = io.BytesIO()
     Image.fromarray(bricks[0].permute(1, 2, 0).numpy()).save(file, "JPEG", quality=50)
     np.testing.assert_array_equal(images[0], np.asarray(Image.open(file)).transpose(2, 0, 1))
+
+
+# --- more and more ---------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_graded_from_no_change_on():
+    assert set(CURVES) == {"shift", "turn", "light", "gradient", "cast", "noise", "blur", "jpeg"}
+    for name, curve in CURVES.items():
+        assert len(curve.values) >= 4
+        if curve.none is not None:
+            images = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
+            assert torch.equal(curve.move(curve.none)(images, images[:, 0] > 0)[0], images), name
+    assert list(GRADED)[:3] == ["as is", "shift 2", "shift 4"]
+    assert len(GRADED) == 1 + sum(len(curve.values) for curve in CURVES.values())
+
+
+def moved_row(detector: str, name: str, moved: str, auroc: float, alarms: str = "") -> dict[str, str]:
+    return dict.fromkeys(COLUMNS, "") | {
+        "set": name, "detector": detector, "moved": moved, "image_auroc": str(auroc), "false_alarms": alarms
+    }  # fmt: skip
+
+
+MOVED_ROWS = [
+    moved_row("strong", "pill", "as is", 1.0, "0.1"), moved_row("strong", "bottle", "as is", 0.9, "0.3"),
+    moved_row("strong", "pill", "shift 2", 0.8, "0.5"), moved_row("strong", "bottle", "shift 2", 0.7, "0.5"),
+    moved_row("padim", "pill", "jpeg 50", 0.6),
+]  # fmt: skip
+
+
+def test_points_are_means_over_sets_and_every_curve_begins_with_the_images_as_they_are():
+    found = points(MOVED_ROWS, "image_auroc")
+    assert found["shift"] == {"strong": {0: pytest.approx(0.95), 2: pytest.approx(0.75)}}
+    assert found["light"] == {"strong": {1: pytest.approx(0.95)}}
+    assert found["jpeg"] == {"padim": {50: 0.6}}
+    lines = {line[:2]: line[2:] for line in table(MOVED_ROWS).rows}
+    assert lines["shift, pixels of 256", "2"] == ("0.750 / 0.50", "-")
+    assert lines["JPEG quality", "50"] == ("-", "0.600")
+
+
+def test_the_figure_has_a_panel_a_change_and_a_line_a_detector():
+    panels = {ax.get_xlabel(): ax for ax in draw(MOVED_ROWS).axes}
+    assert list(panels) == [curve.label for curve in CURVES.values()]
+    (line,) = panels["shift, pixels of 256"].lines
+    assert (line.get_label(), list(line.get_xdata())) == ("strong", [0, 2])
+    assert panels["JPEG quality"].xaxis_inverted()
+
+
+def test_the_command_measures_the_four_sets_that_are_there(tmp_path, capsys, monkeypatch):
+    bottles = tmp_path / "data" / "bottle"
+    crops, (good, painted, _) = train_crops("brick", 64)[:30], held_out_crops("brick", 64)
+    write_images(bottles / "train" / "good", crops)
+    write_images(bottles / "test" / "good", good[:6])
+    write_images(bottles / "test" / "dark", painted[:6] // 3)
+    monkeypatch.setattr(curves, "GRADED", {name: GRADED[name] for name in ("as is", "noise 8")})
+    arguments = ["--results", str(tmp_path), "--data-root", str(tmp_path / "data"), "--seeds", "0", "--size", "64"]
+    assert main(["reproduce", "moved", "--detectors", "gaussian", *arguments]) == 0
+    assert [row["moved"] for row in read_records(tmp_path / "moved.csv", COLUMNS)] == ["as is", "noise 8"]
+    assert all(row["pixel_auroc"] == "" for row in read_records(tmp_path / "moved.csv", COLUMNS))  # it has no masks
+    printed = capsys.readouterr().out
+    assert "left out, for they are not below" in printed
+    assert "means over bottle." in printed
+    assert main(["reproduce", "moved", "--classes", "pill", *arguments]) == 2
+    assert "holds none of the sets pill; name their folder: --data-root" in capsys.readouterr().err

@@ -10,7 +10,8 @@ from attnad.errors import SettingError
 
 Table = Literal[
     "table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "choices",
-    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "sets", "all",
+    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "sets", "moved", "calibration",
+    "all",
 ]  # fmt: skip
 
 
@@ -19,7 +20,7 @@ def reproduce(
     /,
     *,
     classes: tuple[str, ...] | None = None,
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] | None = None,
     recipe: Literal["quick", "paper"] = "quick",
     encoder: EncoderName | None = None,
     size: int | None = None,
@@ -45,18 +46,20 @@ def reproduce(
             what strong's fakes were chosen on, surfaces that no other table has; unlabelled, whether the check without
             labelled defects goes with the figures that need them; rivals, the systems that the paper compares itself
             with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. sets: our
-            detectors and anomalib's on the development sets, as they are and moved, into sets.csv. all: every table but
-            the last, the most telling runs first, those alone that results.csv has no rows of.
+            detectors and anomalib's on the development sets, as they are and moved, into sets.csv, and the choice that
+            a rule makes by it; moved, the same on four of them, moved more and more, into moved.csv; calibration,
+            promised false alarms against delivered ones, into calibration.csv. all: every table before these, the most
+            telling runs first, those alone that results.csv has no rows of.
         classes: Classes or categories; by default all of the table's that are there.
-        seeds: Seeds; the table shows mean and standard deviation over them.
+        seeds: Seeds; the table shows mean and standard deviation over them. By default 0 1 2, of calibration 0 to 4.
         recipe: Where the values of the runs come from, as for attnad train.
         encoder: Another encoder than the recipe's.
         size: Another side of the images than the recipe's, in pixels.
         epochs: Other epochs than the recipe's, of stage 1 where there are two. The rows say how many.
         adgan_epochs: Other epochs of stage 2 than the recipe's. The rows say how many.
         set: Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which.
-        detectors: Of sets: recipes of ours, to which --set applies, and anomalib's padim and patchcore; by default
-            strong, gaussian, neighbours and both.
+        detectors: Of sets, moved and calibration: recipes of ours, to which --set applies, and of the first two
+            anomalib's padim and patchcore; by default strong, with both, of sets with gaussian and neighbours as well.
         engine: One run after the other here, or all at once on a Ray cluster (pip install ray).
         jobs: Runs at once on this machine, each in a process of its own with its share of the cores.
         minutes: Begin only runs that can end within this time, by the seconds of earlier ones; at its end, runs on the
@@ -75,7 +78,7 @@ def reproduce(
         except ValueError:
             values[name.replace("-", "_")] = value  # a word
 
-    if table in ("sets",):
+    if table in ("sets", "moved", "calibration"):
         others = {
             "--recipe": recipe != "quick", "--encoder": encoder, "--epochs": epochs, "--adgan-epochs": adgan_epochs,
             "--engine": engine != "local", "--jobs": jobs != 1, "--minutes": minutes,
@@ -83,11 +86,12 @@ def reproduce(
         }  # fmt: skip
         if given := [flag for flag, value in others.items() if value]:
             raise SettingError(f"attnad reproduce {table} does not take {', '.join(given)}; leave that out")
-        from attnad.study import sets
+        from attnad.study import calibration, curves, sets
 
-        sets.reproduce(
-            classes=classes, detectors=detectors or sets.DETECTORS, seeds=seeds, size=size, values=values,
-            results=results, device=device, data_root=data_root,
+        study = {"sets": sets, "moved": curves, "calibration": calibration}[table]
+        study.reproduce(
+            classes=classes, detectors=detectors or study.DETECTORS, seeds=seeds or study.SEEDS, size=size,
+            values=values, results=results, device=device, data_root=data_root,
         )  # fmt: skip
         return
 
@@ -100,6 +104,7 @@ def reproduce(
     told = {f"{stage1}encoder": encoder, "size": size, f"{stage1}epochs": epochs, "adgan.epochs": adgan_epochs}
     overrides = {key: value for key, value in told.items() if value is not None} | values
     engines.reproduce(
-        table, classes=classes, seeds=seeds, recipe_name=recipe, overrides=overrides, engine=engine, jobs=jobs,
-        minutes=minutes, jobs_per_gpu=jobs_per_gpu, runs=runs, results=results, device=device, data_root=data_root,
+        table, classes=classes, seeds=seeds or (0, 1, 2), recipe_name=recipe, overrides=overrides, engine=engine,
+        jobs=jobs, minutes=minutes, jobs_per_gpu=jobs_per_gpu, runs=runs, results=results, device=device,
+        data_root=data_root,
     )  # fmt: skip

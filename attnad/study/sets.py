@@ -38,6 +38,7 @@ EMBEDDED = (*TEXTURES, *CHOSEN_ON)
 SETS = (*PHOTOGRAPHS, *EMBEDDED)
 PEERS = dict(zip(THEIRS, ("anomalib PaDiM", "anomalib PatchCore"), strict=True))
 DETECTORS = ("strong", "gaussian", "neighbours", *PEERS)
+SEEDS = (0, 1, 2)
 PROMISED = 0.05  # the share of good images that a run's own threshold is to flag
 MEASURED = ("image_auroc", "pixel_auroc", "aupro", "promised", "false_alarms", "found", "fit_seconds", "milliseconds")
 KEY = ("set", "detector", "seed", "size", "moved")
@@ -61,13 +62,15 @@ def folder_of(name: str, root: Path | None) -> Path | None:
 
 
 def sets_there(wanted: Sequence[str] | None, root: Path | None, among: Sequence[str] = SETS) -> list[str]:
-    """Those sets whose data are there; a line is printed on the others. Raises DataError on a name of none."""
+    """The sets whose data are there; a line names the others. Raises DataError on an unknown name, and without any."""
     if unknown := [name for name in wanted or () if name not in among]:
         raise DataError(f"there is no set {unknown[0]!r}; choose among {', '.join(among)}")
     names = wanted or among
     there = [name for name in names if name in EMBEDDED or folder_of(name, root)]
     if absent := [name for name in names if name not in there]:
         print(f"left out, for they are not below {find_root(root)}: {', '.join(absent)}", flush=True)
+    if not there:
+        raise DataError(f"{find_root(root)}: holds none of the sets {', '.join(names)}; name their folder: --data-root")
     return there
 
 
@@ -94,6 +97,20 @@ def configuration(name: str, detector: str, seed: int, size: int, values: dict[s
     data, normal = ("textures", name) if name in EMBEDDED else (name, None)
     config = replace(recipe(detector, data), normal_class=normal, seed=seed, size=size)
     return override(config, values)
+
+
+def check_detectors(
+    detectors: Sequence[str], values: dict[str, Any], names: Sequence[str], *, ours: bool = False
+) -> None:
+    """Raise SettingError before anything is measured, where a detector or a value is unknown or a package missing.
+
+    With `ours`, peers are unknown.
+    """
+    for detector in detectors:
+        if detector in PEERS and not ours:
+            anomalib_version()
+        else:
+            configuration(names[0], detector, 0, 64, values)
 
 
 def fit(config: Any, images: Tensor, folder: Path, device: torch.device) -> Run:
@@ -163,6 +180,7 @@ def measure_sets(
     the same command goes on after a stop. `values` are other than a recipe's own, of our detectors.
     """
     where, values = pick_device(device), values or {}
+    check_detectors(detectors, values, names)
     done = {tuple(row[name] for name in KEY) for row in read_records(path, COLUMNS)}
     for name in names:
         side = size or (64 if name in EMBEDDED else 256)
