@@ -211,7 +211,7 @@ def measure_sets(
 
 
 def reproduce(*, classes: Sequence[str] | None, results: Path, data_root: Path | None, **arguments: Any) -> None:
-    """Measure what is missing of the development sets, into sets.csv, and print the table and the choice."""
+    """Measure what is missing of the development sets, into sets.csv; print the table and the choice, of these sets."""
     names = sets_there(classes, data_root)
     rows = measure_sets(results / "sets.csv", MOVED, names=names, data_root=data_root, **arguments)
-    print(table(rows).text())
+    print(table([row for row in rows if row["set"] in names]).text())
