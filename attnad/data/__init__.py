@@ -45,7 +45,7 @@ from attnad.data import textures
 from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_batches, train_batches
 from attnad.data.folders import NormalSet, TestSet, data_root, files_of, find_folder, photographs_at, relative
 from attnad.data.images import all_of, read_images, to_tensor
-from attnad.data.layouts import LAYOUT, folder_classes, has_test_folders, layout_of, test_folders, train_paths
+from attnad.data.layouts import folder_classes, has_test_folders, test_folders, test_paths, train_paths
 from attnad.errors import DataError, shown
 
 __all__ = [
@@ -157,10 +157,19 @@ def load_test(data: str, *, size: int, normal_class: str | None = None, root: Pa
     if folder.name == BATCHES:
         assert normal, "one of CIFAR-10's classes is normal"
         return test_batches(folder, normal, size)
-    layout = layout_of(folder)
-    if normal is None or layout is None or not os.path.isdir(folder / layout.test):
-        raise DataError(f"{folder}: has no test images with labels; a test set is laid out as {LAYOUT}")
-    return test_folders(folder, normal, size, expected=10_000 if data == "cifar10" else None)
+    return test_folders(folder, normal or "", size, expected=10_000 if data == "cifar10" else None)
+
+
+def labelled_files(data: str, normal_class: str | None = None, root: Path | None = None) -> list[Path]:
+    """The files that `load_test` reads, images and masks: () for the embedded textures. Raises DataError."""
+    normal = _normal_class(data, normal_class, root)
+    if data == "textures":
+        return []
+    folder = _folder(data, root)
+    if folder.name == BATCHES:
+        return [folder / "test_batch"]
+    images, masks = test_paths(folder, normal or "")
+    return images + [mask for each in masks for mask in each]
 
 
 def load_images(paths: Sequence[Path], *, size: int) -> ImageBatch:
