@@ -258,11 +258,8 @@ def reproduce(
         planned = tables.jobs(table, classes=classes or classes_there(table, data_root), **values)
     root = find_root(data_root).resolve()
     arguments: dict[str, Any] = {
-        "runs": runs.resolve(),
-        "data_root": root,
-        "device": device,
-        "commit": current_commit(),
-    }
+        "runs": runs.resolve(), "data_root": root, "device": device, "commit": current_commit(),
+    }  # fmt: skip
     if engine == "ray":
         ended = run_on_ray(planned, jobs_per_gpu=jobs_per_gpu, **arguments)
     elif jobs > 1 or minutes is not None:
