@@ -147,13 +147,7 @@ class Neighbours:
     check = staticmethod(check_neighbours)
 
     @classmethod
-    def fit(
-        cls,
-        config: NeighboursConfig,
-        images: Tensor,
-        folder: Path,
-        options: FitOptions,
-    ) -> Neighbours:
+    def fit(cls, config: NeighboursConfig, images: Tensor, folder: Path, options: FitOptions) -> Neighbours:
         """Keep features of normal images, uint8 [n, 3, s, s], in RUN/neighbours.safetensors; nothing is trained."""
         network = FrozenFeatures().to(options.device).to(memory_format=torch.channels_last)
         whole = config.image_score == "whole"
