@@ -218,5 +218,5 @@ def test_what_is_refused(work, tmp_path, capsys):
     assert "9.0 here" in said
     assert "belongs to attnad score --follow" in fails(work / "all", "--out", tmp_path / "out")
     with open(tmp_path / "out" / "scores.csv", "a") as file:
-        file.write("a,b\r\nc,d,e,f,g,h,i\r\n")
+        file.write("a,b\r\nc,d,e,f,g,h,i,j\r\n")
     assert "scores.csv is damaged" in fails(tmp_path / "new", "--follow", "--out", tmp_path / "out")

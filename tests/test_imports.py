@@ -21,7 +21,15 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 ROWS = [
     ("errors", "config"),
     ("features.backbones",),
-    ("training.storage", "training.machine", "augmentations", "losses", "metrics", "report.plotting"),
+    (
+        "training.storage",
+        "training.machine",
+        "augmentations",
+        "losses",
+        "metrics",
+        "report.plotting",
+        "run.calibration",
+    ),
     ("data.folders", "data.images", "data.textures", "training.graph", "training.state", "features.stains", "models"),
     ("data.layouts", "training.epochs"),
     ("features.places", "train"),

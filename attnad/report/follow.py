@@ -52,7 +52,7 @@ def follow(
         raise DataError(f"{folder}: there is no such folder; make it, images may arrive later")
     folder = folder.resolve()  # the names in the table are the same from wherever the command is given
     facts = {"run": name, "date": run.facts.get("date"), "threshold": threshold, "folder": str(folder)}
-    with opened(out, "follow.json", facts, threshold=threshold, numbers=numbers) as scored:
+    with opened(run, out, "follow.json", facts, threshold=threshold, numbers=numbers) as scored:
         scored.begin()
         following = _Following(run, folder, scored)
         n = len(scored.lines)

@@ -10,7 +10,6 @@ More than 300 lines: a run's life, from the claim on its folder to its evaluatio
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ from attnad.detectors import DETECTORS, detector_class
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
+from attnad.run.calibration import p_values, threshold_for
 from attnad.run.region import Region, check_region, claim_region, load_region
 from attnad.run.self_check import synthetic_check
 from attnad.score import Scores, check_images
@@ -137,29 +137,23 @@ class Run:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
         return scores.image[self.config.image_score]
 
-    def threshold_for(self, false_alarms: float) -> float:
-        """The threshold that new normal images exceed at a rate in (0, 1), on average over draws of held-out images.
+    @property
+    def calibration(self) -> list[float]:
+        """Scores of good photographs that the detector was not fitted to; none in a run of an earlier version."""
+        return self.facts.get("held_out_scores", [])
 
-        It is the held-out scores' quantile at place (1 - rate)(n + 1), which lies among n scores from n + 1 >= 1 / rate
-        on. Raises SettingError on another rate and on one that needs more images than were held out, CheckpointError
-        on a run of a version that kept no scores.
-        """
-        if not 0 < false_alarms < 1:
-            raise SettingError(f"a rate of false alarms of {false_alarms}: give a share between 0 and 1, such as 0.01")
-        scores = self.facts.get("held_out_scores")
-        if not scores:
-            raise CheckpointError(
-                "the run was made by a version that kept no scores of held-out images; give a threshold instead, or "
-                "train again into another folder"
-            )
-        needed = math.ceil(1 / false_alarms - 1e-9) - 1
-        if len(scores) < needed:
-            possible = math.ceil(1000 / (len(scores) + 1)) / 1000
-            raise SettingError(
-                f"a rate of false alarms of {false_alarms} needs {needed} held-out normal images, and the run has "
-                f"{len(scores)}; choose {possible} or more, or train on about {10 * needed} images"
-            )
-        return float(np.quantile(scores, 1 - false_alarms, method="weibull"))
+    @property
+    def calibrating(self) -> float:
+        """The share of the training photographs that `calibration` comes from: all of them, or a tenth held out."""
+        return 1 if "calibrated_on" in self.facts else 0.1
+
+    def p_values(self, scores: Any) -> np.ndarray:
+        """The share of good photographs that look as odd: [n] -> [n]; see `attnad.run.calibration.p_values`."""
+        return p_values(scores, self.calibration)
+
+    def threshold_for(self, false_alarms: float) -> float:
+        """The threshold that new normal images exceed at a rate; see `attnad.run.calibration.threshold_for`."""
+        return threshold_for(self.calibration, false_alarms, share=self.calibrating)
 
 
 def train_run(
