@@ -32,6 +32,7 @@ from attnad.detectors import DETECTORS, detector_class
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
+from attnad.run import drift
 from attnad.run.calibration import p_values, threshold_for
 from attnad.run.region import Region, check_region, claim_region, load_region
 from attnad.run.self_check import synthetic_check
@@ -46,11 +47,12 @@ BATCH = 16  # photographs that are read and scored at once
 
 class FileScore(NamedTuple):
     """score: of the image. map: [h, w] in [0, 1], at the run's size or, of tiles, the photograph's. size: its own
-    (width, height) in pixels, upright."""
+    (width, height) in pixels, upright. looks: of the image, as `attnad.run.drift.NAMES` says."""
 
     score: float
     map: Tensor
     size: tuple[int, int]
+    looks: list[float]
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ class Run:
             good = [each for each in found if not isinstance(each, DataError)]
             scored: Iterator[FileScore] = iter(())
             if good:
-                scores = self.score(to_tensor(np.stack([pixels for pixels, _ in good])))
+                images = to_tensor(np.stack([pixels for pixels, _ in good]))
+                scores = self.score(images)
                 assert scores.maps is not None, "who judges files has asked for maps"
                 sizes = [size for _, size in good]
-                scored = map(FileScore, self.image_scores(scores).tolist(), scores.maps, sizes)
+                looks = [[*found, *size] for found, size in zip(self._looks(images).tolist(), sizes, strict=True)]
+                scored = map(FileScore, self.image_scores(scores).tolist(), scores.maps, sizes, looks)
             yield [
                 (path, each if isinstance(each, DataError) else next(scored))
                 for path, each in zip(part, found, strict=True)
@@ -111,9 +115,12 @@ class Run:
         return found
 
     def _score_tiles(self, path: Path) -> FileScore | DataError:
+        looks = list[Tensor]()
+
         def score(tiles: Tensor) -> tuple[Tensor, Tensor]:
             scores = self.score(tiles)
             assert scores.maps is not None, "who judges files has asked for maps"
+            looks.append(self._looks(tiles))
             return self.image_scores(scores), scores.maps
 
         assert self.tiles, "only a run with tiles cuts photographs"
@@ -122,7 +129,11 @@ class Run:
         except DataError as error:
             return error
         found, joined = self.tiles.score(pixels, self.config.size, score)
-        return FileScore(found, joined, (pixels.shape[1], pixels.shape[0]))
+        size = (pixels.shape[1], pixels.shape[0])
+        return FileScore(found, joined, size, [*torch.cat(looks).median(0).values.tolist(), *size])
+
+    def _looks(self, images: Tensor) -> Tensor:
+        return drift.measure(images, self.facts.get("looks", {}))
 
     def seen(self, size: tuple[int, int]) -> tuple[int, int]:
         """What of a photograph of this (width, height) becomes one image of the run's size: all of it, or a tile."""
@@ -394,8 +405,9 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "n_normal": lambda v: type(v) is int,
     "held_out_scores": lambda v: isinstance(v, list) and all(map(_is_number, v)),
     "synthetic": _is_check,
+    "looks": drift.is_description,
 }
-_YOUNGER = ("n_copies", "n_normal", "held_out_scores", "synthetic")  # than some runs
+_YOUNGER = ("n_copies", "n_normal", "held_out_scores", "synthetic", "looks")  # than some runs
 
 
 def load_run(folder: Path, *, device: str = "auto") -> Run:
