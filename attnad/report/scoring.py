@@ -68,7 +68,7 @@ class ScoreTable:
         failed: OSError | None = None
         lines = []
         rare = _p_values([found.score for _, found in scored], self.calibration)
-        for (path, (score, anomaly_map, size)), p_value in zip(scored, rare, strict=True):
+        for (path, (score, anomaly_map, size, _)), p_value in zip(scored, rare, strict=True):
             file = ""
             if failed is None:
                 try:
