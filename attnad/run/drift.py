@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, affine_grid, conv2d, grid_sample
 
@@ -92,6 +91,8 @@ def compare(
     looks are rows of `NAMES`, of n photographs. p_values are theirs, by m calibration scores: they tell that less than
     a share 1 - `defective` of the photographs look as good ones do.
     """
+    from scipy.stats import ks_2samp  # here: its import is slow
+
     n, far = len(looks), dict[str, _Far]()
     for name, (low, high) in known["ranges"].items() if n >= FEW else ():
         values = np.array([row[NAMES.index(name)] for row in looks], float)

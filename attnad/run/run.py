@@ -215,19 +215,28 @@ def train_run(
             return finished
         options = FitOptions(chosen, data_root, stage1, save_seconds, progress)
         if tiles is None:
-            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root).images
-            return learn(config, normal, folder, options, files=files_sum(files), region=marked)
+            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+            found = files_sum(files)
+            return learn(config, normal.images, folder, options, files=found, sizes=normal.sizes, region=marked)
         if not files or config.data == "cifar10":
             raise DataError(f"{config.data}: its images are small; tiles are for a folder of photographs")
         return _learn_tiles(config, files, folder, options, tiles)
 
 
 def learn(
-    config: Any, normal: Tensor, folder: Path, options: FitOptions, *, files: str = "", region: Region | None = None
+    config: Any,
+    normal: Tensor,
+    folder: Path,
+    options: FitOptions,
+    *,
+    files: str = "",
+    sizes: Sequence[tuple[int, int]] = (),
+    region: Region | None = None,
 ) -> Run:
     """Train a detector on images in memory, uint8 [n, 3, s, s], all normal, into a folder; see `train_run`.
 
-    `files` is `attnad.data.files_sum` of the files that they were read from. Raises TrainingError on fewer than three.
+    `files` is `attnad.data.files_sum` of the files that they were read from, sizes are their (width, height), where they
+    are known. Raises TrainingError on fewer than three.
     """
     _check_enough(config.data, len(normal))
     groups = near_copies(normal)
@@ -236,13 +245,14 @@ def learn(
     def score(run: Run) -> Tensor:
         return run.image_scores(run.score(held_out))
 
-    return _learn(config, images, folder, options, groups, len(images), score, held_out, files, region=region)
+    return _learn(config, images, folder, options, groups, len(images), score, held_out, files, sizes, region=region)
 
 
 def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitOptions, tiles: Tiles) -> Run:
     """Train on tiles of photographs; photographs are held out, not tiles."""
     _check_enough(config.data, len(paths))
-    groups = near_copies(read_images(paths, 32)[0])
+    small, sizes = read_images(paths, 32)
+    groups = near_copies(small)
     fit, held_out = split_normal(torch.arange(len(paths)), seed=config.seed, groups=groups)
     for i in held_out:
         tiles.read(paths[i])  # one that cannot be used is better known before training
@@ -252,7 +262,7 @@ def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitO
     def score(run: Run) -> Tensor:
         return torch.tensor([_score_of(run, paths[i]) for i in held_out])
 
-    return _learn(config, images, folder, options, groups, len(fit), score, shown, files_sum(paths), tiles=tiles)
+    return _learn(config, images, folder, options, groups, len(fit), score, shown, files_sum(paths), sizes, tiles=tiles)
 
 
 def _learn(
@@ -265,6 +275,7 @@ def _learn(
     score_held_out: Callable[[Run], Tensor],
     held_out: Tensor,
     files: str,
+    sizes: Sequence[tuple[int, int]],
     *,
     region: Region | None = None,
     tiles: Tiles | None = None,
@@ -285,6 +296,7 @@ def _learn(
         n_normal=len(groups),
         files=files,
         images=fingerprint(images),
+        looks=drift.describe_normal(images, sizes),
         synthetic=synthetic_check(
             run.score,
             config.image_score,
