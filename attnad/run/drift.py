@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, affine_grid, conv2d, grid_sample
 
@@ -84,7 +85,7 @@ def is_description(value: Any) -> bool:
 
 
 def compare(
-    looks: Sequence[Sequence[float]], known: Mapping[str, Any], p_values: Sequence[float], m: int, *, defective: float
+    looks: Sequence[Sequence[float]], known: Mapping[str, Any], p_values: ArrayLike, m: int, *, defective: float
 ) -> dict[str, str]:
     """What has changed, a sentence each, by a name: nothing where the batch looks as what was learned, or has too few.
 
@@ -102,11 +103,16 @@ def compare(
             middle = float(np.median(values))
             far[name] = _Far(f"{count} of {n}", up, middle - (low + high) / 2, abs(middle - (low + high) / 2) / margin)
     found = _sentences(far, known["ranges"], np.median(np.asarray(looks, float), axis=0) if far else ())
-    best = sorted(p_values)[-math.ceil(n_p * (1 - defective)) :] if (n_p := len(p_values)) >= FEW and m else []
+    rare = np.sort(np.asarray(p_values, float))
+    best = rare[-math.ceil(len(rare) * (1 - defective)) :] if m else rare[:0]
     # If so many are good, the best of all have no smaller p-values than these good ones, which are as the calibration.
-    if best and ks_2samp(best, (np.arange(1, m + 1) + 0.5) / (m + 1), alternative="greater").pvalue <= ALARM:
+    if (
+        len(rare) >= FEW
+        and len(best)
+        and ks_2samp(best, (np.arange(1, m + 1) + 0.5) / (m + 1), alternative="greater").pvalue <= ALARM
+    ):
         found["odd"] = (
-            f"not even {1 - defective:.0%} of {n_p} look as good photographs do, by their p-values: if so many are not "
+            f"not even {1 - defective:.0%} of {len(rare)} look as good photographs do, by their p-values: if so many are not "
             "defective, something else has changed"
         )
     return found

@@ -162,6 +162,13 @@ class Run:
         """The share of good photographs that look as odd: [n] -> [n]; see `attnad.run.calibration.p_values`."""
         return p_values(scores, self.calibration)
 
+    def changed(self, looks: Sequence[Sequence[float]], scores: Any, *, defective: float) -> dict[str, str]:
+        """What has changed since training; see `attnad.run.drift.compare`. A run of an earlier version says nothing."""
+        if "looks" not in self.facts:
+            return {}
+        rare = self.p_values(scores) if self.calibration else []
+        return drift.compare(looks, self.facts["looks"], rare, len(self.calibration), defective=defective)
+
     def threshold_for(self, false_alarms: float) -> float:
         """The threshold that new normal images exceed at a rate; see `attnad.run.calibration.threshold_for`."""
         return threshold_for(self.calibration, false_alarms, share=self.calibrating)
@@ -235,8 +242,8 @@ def learn(
 ) -> Run:
     """Train a detector on images in memory, uint8 [n, 3, s, s], all normal, into a folder; see `train_run`.
 
-    `files` is `attnad.data.files_sum` of the files that they were read from, sizes are their (width, height), where they
-    are known. Raises TrainingError on fewer than three.
+    `files` is `attnad.data.files_sum` of the files that they were read from, sizes are their (width, height), where
+    they are known. Raises TrainingError on fewer than three.
     """
     _check_enough(config.data, len(normal))
     groups = near_copies(normal)
