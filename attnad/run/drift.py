@@ -92,8 +92,6 @@ def compare(
     looks are rows of `NAMES`, of n photographs. p_values are theirs, by m calibration scores: they tell that less than
     a share 1 - `defective` of the photographs look as good ones do.
     """
-    from scipy.stats import ks_2samp  # here: its import is slow
-
     n, far = len(looks), dict[str, _Far]()
     for name, (low, high) in known["ranges"].items() if n >= FEW else ():
         values = np.array([row[NAMES.index(name)] for row in looks], float)
@@ -103,19 +101,29 @@ def compare(
             middle = float(np.median(values))
             far[name] = _Far(f"{count} of {n}", up, middle - (low + high) / 2, abs(middle - (low + high) / 2) / margin)
     found = _sentences(far, known["ranges"], np.median(np.asarray(looks, float), axis=0) if far else ())
-    rare = np.sort(np.asarray(p_values, float))
-    best = rare[-math.ceil(len(rare) * (1 - defective)) :] if m else rare[:0]
-    # If so many are good, the best of all have no smaller p-values than these good ones, which are as the calibration.
-    if (
-        len(rare) >= FEW
-        and len(best)
-        and ks_2samp(best, (np.arange(1, m + 1) + 0.5) / (m + 1), alternative="greater").pvalue <= ALARM
-    ):
-        found["odd"] = (
-            f"not even {1 - defective:.0%} of {len(rare)} look as good photographs do, by their p-values: if so many are not "
-            "defective, something else has changed"
-        )
+    if word := _odd(np.sort(np.asarray(p_values, float)), m, 1 - defective):
+        found["odd"] = word
     return found
+
+
+def _odd(rare: np.ndarray, m: int, good: float) -> str:
+    """A sentence where less than a share `good` look as good photographs do, by their p-values [n] in order; or none.
+
+    If so many were good, the best of all would have no smaller p-values than these, which are as the m of calibration.
+    So a two-sample Kolmogorov-Smirnov test of the best, one-sided, raises false alarms at no more than its level,
+    whatever the others are.
+    """
+    from scipy.stats import ks_2samp  # here: its import is slow
+
+    if not m or len(rare) < FEW:
+        return ""
+    best, calibration = rare[-math.ceil(len(rare) * good) :], (np.arange(1, m + 1) + 0.5) / (m + 1)
+    if ks_2samp(best, calibration, alternative="greater").pvalue > ALARM:
+        return ""
+    return (
+        f"not even {good:.0%} of {len(rare)} look as good photographs do, by their p-values: if so many are not "
+        "defective, something else has changed"
+    )
 
 
 class _Far(NamedTuple):

@@ -166,8 +166,8 @@ class Run:
         """What has changed since training; see `attnad.run.drift.compare`. A run of an earlier version says nothing."""
         if "looks" not in self.facts:
             return {}
-        rare = self.p_values(scores) if self.calibration else []
-        return drift.compare(looks, self.facts["looks"], rare, len(self.calibration), defective=defective)
+        m = len(self.calibration)
+        return drift.compare(looks, self.facts["looks"], self.p_values(scores) if m else [], m, defective=defective)
 
     def threshold_for(self, false_alarms: float) -> float:
         """The threshold that new normal images exceed at a rate; see `attnad.run.calibration.threshold_for`."""
