@@ -24,8 +24,8 @@ LEAST = {
     "red": 0.01, "green": 0.01, "blue": 0.01,  # a channel's mean, of the mean
     "across": 0.01, "along": 0.01,  # how much brighter the right half is than the left, and the lower, of the mean
     "sharpness": 0.05,  # the natural logarithm of the Laplacian's variance, of the variance
-    "noise": 0.2,  # grey levels: the standard deviation of what changes from pixel to pixel in the smoother half
-    "right": 0.005, "down": 0.005,  # of a side: where the part lies, against the mean photograph
+    "noise": 0.1,  # grey levels: the standard deviation of what changes from pixel to pixel in the smoother half
+    "right": 0.003, "down": 0.003,  # of a side: where the part lies, against the mean photograph
     "turn": 0.5,  # degrees to the left, against the mean photograph
     "width": 0.5, "height": 0.5,  # pixels of the file, upright
 }  # fmt: skip
