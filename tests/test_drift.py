@@ -122,7 +122,7 @@ MOVED = {
     "shift": (lambda x: np.roll(x, 4, axis=2), r"lie 3\.\d% of the width further right than .* has the camera"),
     "turn": (
         lambda x: np.stack([np.asarray(Image.fromarray(i).rotate(-4, fillcolor=(44, 40, 36))) for i in x]),
-        "are turned by 4 degrees to the right: has the camera",
+        r"are turned by (3\.[5-9]|4\.\d) degrees to the right: has the camera",
     ),
 }
 

@@ -26,7 +26,7 @@ LEAST = {
     "sharpness": 0.05,  # the natural logarithm of the Laplacian's variance, of the variance
     "noise": 0.1,  # grey levels: the standard deviation of what changes from pixel to pixel in the smoother half
     "right": 0.003, "down": 0.003,  # of a side: where the part lies, against the mean photograph
-    "turn": 0.5,  # degrees to the left, against the mean photograph
+    "turn": 1.0,  # degrees to the left, against the mean photograph
     "width": 0.5, "height": 0.5,  # pixels of the file, upright
 }  # fmt: skip
 NAMES = tuple(LEAST)
@@ -150,7 +150,9 @@ def _sentences(
     if slopes and not far.keys() & {"brightness", *ALIKE}:  # with which the halves change as well
         name, at = max(slopes.items(), key=lambda each: each[1].much)
         side = {"across": ("left", "right"), "along": ("upper edge", "lower edge")}[name][at.up]
-        found["light"] = f"{at.who} are lit more from the {side} {than}: has a lamp moved, or failed?"
+        found["light"] = (
+            f"{at.who} are lit more from the {side} {than}: has a lamp failed, or has it or the camera moved?"
+        )
     if noise and noise.up:
         found["noise"] = f"{noise.who} have more noise {than}: is it the camera's exposure, or too little light?"
     elif sharp and not sharp.up:
@@ -170,7 +172,7 @@ def _sentences(
             f"{who} lie {' and '.join(ways)} than what was learned from: has the camera or the holder moved?"
         )
     if at := far.get("turn"):
-        word = f"turned by {abs(at.by):.0f} degrees to the {'left' if at.up else 'right'}"
+        word = f"turned by {abs(at.by):.1f} degrees to the {'left' if at.up else 'right'}"
         found["turn"] = f"{at.who} are {word}: has the camera or the holder turned?"
     if at := far.get("width") or far.get("height"):
         then = [sum(ranges[name]) / 2 for name in ("width", "height")]
