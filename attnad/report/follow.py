@@ -137,10 +137,9 @@ class _Following:
         looks, scores = zip(*self.last, strict=True)
         before, self.changed = self.changed, self.run.changed(looks, scores, defective=DEFECTIVE)
         if before.keys() != self.changed.keys():
+            said = "; ".join(self.changed.values()) or "as what was learned from"
+            print(f"The last {len(looks)}: {said}", flush=True)
             self.note({"changed": self.changed} if self.changed else {})
-            print(
-                f"The last {len(looks)}: {'; '.join(self.changed.values()) or 'as what was learned from'}", flush=True
-            )
 
 
 def _tell(path: Path, wait: _Waiting, problem: str, since: float | None = None) -> None:
