@@ -29,6 +29,7 @@ ROWS = [
         "metrics",
         "report.plotting",
         "run.calibration",
+        "run.drift",
     ),
     ("data.folders", "data.images", "data.textures", "training.graph", "training.state", "features.stains", "models"),
     ("data.layouts", "training.epochs"),

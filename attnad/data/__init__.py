@@ -80,7 +80,8 @@ def load_train(data: str, *, size: int, normal_class: str | None = None, root: P
         warnings.warn(
             f"{shown(folder)}: {len(paths)} training images of class {normal}, CIFAR-10 has 5,000", stacklevel=2
         )
-    return NormalSet(read_images(paths, size)[0], relative(paths, folder))
+    images, sizes = read_images(paths, size)
+    return NormalSet(images, relative(paths, folder), sizes)
 
 
 def normal_files(data: str, normal_class: str | None = None, root: Path | None = None) -> list[Path]:

@@ -1,6 +1,7 @@
 """Score photographs, a line of the table at a time: what is scored is kept, whatever comes after it.
 
-OUT/score.json     the run that the table is of (`attnad score`), or OUT/follow.json (`attnad score --follow`)
+OUT/score.json     the run that the table is of (`attnad score`), or OUT/follow.json (`attnad score --follow`), which
+                   says besides under "changed" what has changed of late since training
 OUT/scores.csv     a line a photograph
 OUT/maps/          a heat map of each, and its values where they are asked for
 OUT/report.html    written last
@@ -40,6 +41,7 @@ from attnad.training.storage import TABLE_BYTES, load_json, read_file, save_json
 
 SHOWN, FLAGGED_SHOWN = 200, 1000  # photographs in the report: the worst, and flagged ones up to so many
 ALL = 5  # photographs, from which on it is said when all of them are flagged
+DEFECTIVE = 0.9  # of photographs that are scored together may be defective: they may have been chosen for that
 OLD_HEAD = tuple(name for name in HEAD if name != "p_value")  # of tables of earlier versions
 MAP = re.compile(r"maps/(\d+)-[A-Za-z0-9_-]*\.png")  # a heat map's name as `write_map` gives it
 
@@ -68,7 +70,7 @@ class ScoreTable:
         failed: OSError | None = None
         lines = []
         rare = _p_values([found.score for _, found in scored], self.calibration)
-        for (path, (score, anomaly_map, size)), p_value in zip(scored, rare, strict=True):
+        for (path, (score, anomaly_map, size, _)), p_value in zip(scored, rare, strict=True):
             file = ""
             if failed is None:
                 try:
@@ -149,6 +151,7 @@ def opened(
                 with_ = "--follow" if other == "follow.json" else "without --follow"
                 raise SettingError(f"{out} belongs to attnad score {with_}; choose another --out")
             there = load_json(path)
+            there.pop("changed", None)
             found = differences(there, dict(facts)) if there.keys() == facts.keys() else ["it is of another version"]
             if found:
                 raise SettingError(
@@ -225,7 +228,7 @@ def score_files(
     files, strays = photographs_at(paths)
     problems = [DataError(f"{path}: {what}") for path, what in strays.items()]
     facts = {"recipe": run.config.recipe, "trained": run.facts.get("date"), "images": run.facts.get("images")}
-    longest, new = (0, 0), not out.exists()
+    longest, new, looks = (0, 0), not out.exists(), list[Sequence[float]]()
     with opened(run, out, "score.json", facts, threshold=threshold, numbers=numbers) as scored:
         scored.keep(files)
         todo = [path for path in files if cell(path) not in scored.lines]
@@ -238,6 +241,7 @@ def score_files(
                     problems += [found for _, found in part if isinstance(found, DataError)]
                     if good:
                         scored.add(good)
+                    looks += [found.looks for _, found in good]
                     longest = max([longest, *(run.seen(found.size) for _, found in good)], key=max)
                     bar.update(len(part))
             except KeyboardInterrupt:
@@ -252,14 +256,17 @@ def score_files(
         if expected_false is not None:
             threshold = scored.threshold = batch_threshold(scored.scores(), run.calibration, expected_false)
         scored.worst_first()
-        report = write_report_of(run, scored, files, notes)
+        changed = run.changed(looks, scored.scores(), defective=DEFECTIVE)
+        report = write_report_of(run, scored, files, notes, changed)
     n, flagged = len(scored.lines), sum(score > threshold for score in scored.scores())
     print(f"{flagged} of {n} images look anomalous: {report}")
     if word := shrunk([longest], run.config.size):
         print(word)
     if expected_false is not None and (word := too_few(scored.scores(), run.calibration, expected_false)):
         print(word)
-    if flagged == n >= ALL:
+    if changed and (changed.keys() != {"odd"} or flagged < n):
+        print(f"{flagged} of {n} are flagged, and {'; '.join(changed.values())}")
+    elif flagged == n >= ALL:
         print(
             f"All {n} are flagged. Rather than {n} defects, that is another light, camera, distance, crop, size or "
             "product than in the photographs that were learned from, or too few of them: "
@@ -274,11 +281,16 @@ def score_files(
         )
 
 
-def write_report_of(run: Run, scored: ScoreTable, photographs: Sequence[Path], notes: Mapping[str, str]) -> Path:
+def write_report_of(
+    run: Run, scored: ScoreTable, photographs: Sequence[Path], notes: Mapping[str, str], changed: Mapping[str, str]
+) -> Path:
     """Write report.html from the table, the photographs and their heat maps as they lie on the disk.
 
-    It shows the `SHOWN` worst, and all that are flagged up to `FLAGGED_SHOWN`; the table has all.
+    It shows the `SHOWN` worst, and all that are flagged up to `FLAGGED_SHOWN`; the table has all. `changed` is as
+    `Run.changed` gives it.
     """
+    if changed:
+        notes = {**notes, "Changed since training": "; ".join(changed.values())}
     lines = sorted(scored.lines.values(), key=lambda line: -float(line[1]))
     scores = [float(line[1]) for line in lines]
     flagged = sum(score > scored.threshold for score in scores)
