@@ -266,9 +266,9 @@ class StrongConfig(DetectorConfig):
     recipe: Recipe[Literal["strong"]] = "strong"
     size: int = 256
     seed: int = 0
-    """Seed of copies, of the choice of patches, and of which photographs are left out together."""
-    image_score: Literal["top", "peak"] = "top"
-    """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
+    """Seed of the copies, and of which photographs are left out together."""
+    image_score: Literal["extent", "top", "peak"] = "extent"
+    """What judges an image: its highest place, hundredth or tenth, whichever is most unusual, or one alone (D36)."""
     encoder: FrozenName = "efficientnet-lite0"
     """The frozen network, with ImageNet's weights (D27)."""
     min_side: int = 128
@@ -279,8 +279,6 @@ class StrongConfig(DetectorConfig):
     """How far each place's covariance is moved towards that of all places, from 0 to 1 (D28)."""
     ridge: float = 0.002
     """Added to the covariances' diagonals, in units of the channel's variance over all places (D28)."""
-    patches: int = 2000
-    """Normal patches that are kept as neighbours (D36)."""
     folds: int = 20
     """In how many parts the photographs are left out, each judged by what was fitted to the others (D37)."""
     soft: SoftConfig = field(default_factory=SoftConfig)

@@ -19,7 +19,6 @@ from torch.nn.functional import avg_pool2d, interpolate, normalize
 from attnad.config import SEED, SIZE, DetectorConfig, Range, Recipe, check_ranges
 from attnad.errors import CheckpointError
 from attnad.features.backbones import lite0, load_lite0_weights
-from attnad.features.neighbours import nearest_distance
 from attnad.score import Scores
 from attnad.train import to_float
 from attnad.training.state import FitOptions
@@ -84,6 +83,16 @@ class FrozenFeatures(nn.Module):
         last, (fine, coarse) = self.body.forward_intermediates(x, indices=(2, 3))
         patches = torch.cat([fine, interpolate(coarse, size=fine.shape[-2:], mode="bilinear")], 1)
         return normalize(self.body.forward_head(last, pre_logits=True)), avg_pool2d(patches, 3, 1, 1)
+
+
+def nearest_distance(queries: Tensor, stored: Tensor, *, chunk: int = 1024) -> Tensor:
+    """Euclidean distance of each query [m, c] to the nearest of the stored features [k, c]: [m].
+
+    Works through `chunk` queries at a time, so that memory stays near chunk * k numbers.
+    """
+    squares = stored.square().sum(1)
+    nearest = [(squares - 2 * part @ stored.T).amin(1) for part in queries.split(chunk)]  # |q - s|^2 less |q|^2
+    return (torch.cat(nearest) + queries.square().sum(1)).clamp(min=0).sqrt()
 
 
 def neighbour_distances(stored: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""Recipe `strong`, the default for photographs: what a frozen network sees, compared with normal photographs twice.
+"""Recipe `strong`, the default for photographs: how unusual is what a frozen network sees, for that place of the image?
 
-One map says how unusual a place's features are for that place, by a Gaussian a place (Defard et al. 2021, "PaDiM: a
-patch distribution modeling framework for anomaly detection and localization"); the other how far they are from every
-patch that was ever normal (Roth et al. 2022, "Towards total recall in industrial anomaly detection"). Each is
-standardised on photographs that it was not fitted to, and they are added. Both learn from softly augmented copies too
-(D35), and every photograph is left out once, so that all of them serve for the threshold (D37).
+Features of strides 4, 8 and 16, joined at stride 8, have one Gaussian a place (Defard et al. 2021, "PaDiM: a patch
+distribution modeling framework for anomaly detection and localization"). What is ours: they are fitted to softly
+augmented copies too, so that a camera or a lamp may move a little (D35); an image is judged at three extents, so that
+a dot counts and a stain as well (D36); and every photograph is left out once, so that all of them learn, and all of
+them serve for the threshold (D37).
 
-RUN/strong.safetensors             encoder, Gaussians, patches, and each map's mean and deviation
+RUN/strong.safetensors             encoder, Gaussians, and what is normal for the map and at each extent
 RUN/log.csv                        the mean score of photographs that were left out, and the seconds
 """
 
@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from attnad.augmentations import soft_augmentation
 from attnad.config import SEED, SIZE, AttentionConfig, Range, StrongConfig, check_ranges, strong_recipe
-from attnad.features.neighbours import k_centers, nearest_distance
 from attnad.features.places import PatchFeatures, PatchGaussians, PlaceSums, distance
 from attnad.models import build_encoder
 from attnad.score import Scores
@@ -34,7 +33,7 @@ from attnad.training.storage import check_bytes, load_modules, module_tensors, o
 
 BATCH = 16
 JUDGED = 400  # photographs that are left out in turn, at most: enough for any rate, and their features fit the memory
-CANDIDATES = 60_000  # patches that those to keep are chosen from
+EXTENTS = (1000, 100, 10)  # an image is judged by the highest 1/1000, 1/100 and 1/10 of its places
 NORMAL, HALF = -3.0, 4.0  # standard deviations from normal that are 0 and 1/2 in the maps
 
 _RANGES: tuple[Range, ...] = (
@@ -44,7 +43,6 @@ _RANGES: tuple[Range, ...] = (
     ("copies", "from 0 to 20", lambda v: 0 <= v <= 20),
     ("shrink", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("ridge", "from 0.00001 to 1", lambda v: 1e-5 <= v <= 1),
-    ("patches", "from 1 to 100000", lambda v: 1 <= v <= 100_000),
     ("folds", "from 2 to 1000", lambda v: 2 <= v <= 1000),
     ("soft.shift soft.light soft.gain", "from 0 to 0.5", lambda v: 0 <= v <= 0.5),
     ("soft.turn", "from 0 to 180", lambda v: 0 <= v <= 180),
@@ -58,162 +56,151 @@ def check_strong(config: StrongConfig) -> None:
     check_ranges(config, _RANGES)
 
 
-class Comparison(nn.Module):
-    """Images to two maps of distances, by Gaussians and by neighbours, and to their standardised mean."""
+class Surprise(nn.Module):
+    """Images to a map of distances from normal, place by place, and to image scores, in standard deviations."""
 
-    patches: Tensor  # [k, c]
-    mean: Tensor  # [2], of each map on normal photographs
-    deviation: Tensor  # [2]
+    normal: Tensor  # [4, 2]: mean and deviation, on photographs left out, of the map, then of it at each extent
 
     def __init__(self, config: StrongConfig, *, pretrained: bool):
         super().__init__()
         encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=pretrained)
-        self.features = PatchFeatures(encoder, min_side=config.min_side, per_level=False, channels=1024)
+        self.features = PatchFeatures(
+            encoder, min_side=config.min_side, per_level=False, smooth=False, channels=sum(encoder.channels)
+        )
         (channels,), (stride,) = self.features.widths, self.features.strides
         self.gaussians = PatchGaussians(channels, max(config.size, config.min_side) // stride)
-        self.register_buffer("patches", torch.zeros(config.patches, channels))
-        self.register_buffer("mean", torch.zeros(2))
-        self.register_buffer("deviation", torch.ones(2))
+        self.register_buffer("normal", torch.tensor([[0.0, 1.0]] * (1 + len(EXTENTS))))
 
-    def standardised(self, distances: Tensor) -> Tensor:
-        """The mean of both maps [n, 2, h, w], each in its deviations from normal: [n, 1, h, w]."""
-        shape = (1, 2, 1, 1)
-        return ((distances - self.mean.reshape(shape)) / self.deviation.reshape(shape)).mean(1, keepdim=True)
-
-    def answer(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Image scores [n] and maps [n, s, s] in [0, 1) of images [n, 3, s, s] in [0, 1], in the order of ANSWERS."""
-        return self.judge(both_distances(self.features(x)[0], self.gaussians, self.patches), x.shape[-1])
+    def distances(self, x: Tensor) -> Tensor:
+        """Mahalanobis distances of images [n, 3, s, s] in [0, 1]: [n, 1, h, w] >= 0."""
+        return distance(self.gaussians(self.features(x)[0]))
 
     def judge(self, distances: Tensor, size: int) -> tuple[Tensor, ...]:
-        """The same of distances [n, 2, h, w], with maps of `size` pixels a side."""
-        z = self.standardised(distances)
-        highest = z.flatten(1).topk(max(1, z.shape[-2] * z.shape[-1] // 100), 1).values
+        """Image scores [n] and maps [n, size, size] in [0, 1) of distances, in the order of ANSWERS."""
+        (mean, deviation), *extents = self.normal
+        z = (distances - mean) / deviation
+        at = at_extents(z)
+        standard = [(value - m) / d for value, (m, d) in zip(at, extents, strict=True)]
+        peak, top, _ = at
         above = (interpolate(z, size=(size, size), mode="bilinear")[:, 0] - NORMAL).clamp(min=0).square()
-        return highest.mean(1), highest[:, 0], above / (above + (HALF - NORMAL) ** 2)
+        return torch.stack(standard).amax(0), top, peak, above / (above + (HALF - NORMAL) ** 2)
+
+    def answer(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The same of images [n, 3, s, s] in [0, 1], with maps of their size."""
+        return self.judge(self.distances(x), x.shape[-1])
 
 
-def both_distances(f: Tensor, gaussians: PatchGaussians, patches: Tensor) -> Tensor:
-    """Distances of features [n, c, h, w] by the Gaussians, and from the nearest of patches [k, c]: [n, 2, h, w] >= 0."""
-    nearest = nearest_distance(f.permute(0, 2, 3, 1).flatten(0, 2), patches)
-    return torch.cat([distance(gaussians(f)), nearest.reshape(len(f), 1, *f.shape[-2:])], 1)
+# What `Surprise.answer` gives, in its order: three image scores, then the map.
+ANSWERS = ("extent", "top", "peak", "map")
 
 
-# What `Comparison.answer` gives, in its order: two image scores, then the map.
-ANSWERS = ("top", "peak", "map")
+def at_extents(maps: Tensor) -> list[Tensor]:
+    """The mean of the highest places of maps [n, 1, h, w] at each extent: three times [n]."""
+    places = maps.flatten(1)
+    return [places.topk(max(1, places.shape[1] // extent), 1).values.mean(1) for extent in EXTENTS]
 
 
 @dataclass(frozen=True)
 class Strong:
-    """A fitted comparison, in evaluation mode; after `fit`, with the scores of the photographs that were left out.
+    """What a fit has learned, in evaluation mode.
 
-    left_out: scores of photographs by what was fitted to the others. judged: the indices of these among the images.
+    After `fit` it has what each photograph was given by the others, too. left_out: their scores. judged: their indices.
     """
 
-    comparison: Comparison
+    surprise: Surprise
     left_out: Scores | None = None
     judged: Tensor | None = None
 
+    leaves_out: ClassVar[bool] = True
     config_type: ClassVar[type] = StrongConfig
     recipe = staticmethod(strong_recipe)
     check = staticmethod(check_strong)
 
     @classmethod
-    def fit(
-        cls, config: StrongConfig, images: Tensor, folder: Path, options: FitOptions, groups: Tensor | None = None
-    ) -> Strong:
-        """Fit to normal images, uint8 [n, 3, s, s], and leave each of up to `JUDGED` groups of them out once.
+    def fit(cls, config: StrongConfig, images: Tensor, folder: Path, options: FitOptions) -> Strong:
+        """Fit to normal images, uint8 [n, 3, s, s], two or more, and leave each out once, up to `JUDGED` of them.
 
-        `groups` [n], as `attnad.data.near_copies` gives them, are left out together, and the first image of each is
-        judged. It takes seconds, so what was stopped begins again. Raises TrainingError where it would need too much
-        memory.
+        Copies, by `options.groups`, are left out together, and the first is judged. It takes seconds, so what was
+        stopped begins again. Raises TrainingError where it would need too much memory.
         """
-        check_bytes(outline(lambda: Comparison(config, pretrained=False)), vars(config), "encoder", "size", "min_side")
-        comparison = Comparison(config, pretrained=True).to(options.device).to(memory_format=torch.channels_last).eval()
-        groups = torch.arange(len(images)) if groups is None else groups
-        started, log = time.perf_counter(), Log(folder / "log.csv", "comparison", ("mean score left out",), 0)
-        left_out, judged = fit_comparison(comparison, config, images, groups, progress=options.progress)
-        log.add(1, [left_out.image["top"].mean().item()], time.perf_counter() - started)
-        save_tensors(folder / "strong.safetensors", module_tensors("comparison", comparison))
-        return cls(comparison, left_out, judged)
+        check_bytes(outline(lambda: Surprise(config, pretrained=False)), vars(config), "encoder", "size", "min_side")
+        surprise = Surprise(config, pretrained=True).to(options.device).to(memory_format=torch.channels_last).eval()
+        groups = torch.arange(len(images)) if options.groups is None else options.groups
+        started, log = time.perf_counter(), Log(folder / "log.csv", "gaussians", ("mean score left out",), 0)
+        left_out, judged = fit_surprise(surprise, config, images, groups, progress=options.progress)
+        log.add(1, [left_out.image["extent"].mean().item()], time.perf_counter() - started)
+        save_tensors(folder / "strong.safetensors", module_tensors("surprise", surprise))
+        return cls(surprise, left_out, judged)
 
     @classmethod
     def load(cls, config: StrongConfig, folder: Path, *, device: torch.device) -> Strong:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
-        comparison = outline(lambda: Comparison(config, pretrained=False))
-        load_modules(folder / "strong.safetensors", comparison=comparison)
-        return cls(comparison.to(device).to(memory_format=torch.channels_last).eval())
+        surprise = outline(lambda: Surprise(config, pretrained=False))
+        load_modules(folder / "strong.safetensors", surprise=surprise)
+        return cls(surprise.to(device).to(memory_format=torch.channels_last).eval())
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """Score uint8 images [n, 3, s, s]; four deviations from normal have 1/2 in the maps."""
-        device = self.comparison.patches.device
-        parts = [self.comparison.answer(to_float(part.to(device))) for part in images.split(BATCH)]
-        return _scores(parts)
+        """Score uint8 images [n, 3, s, s]; a place four standard deviations from normal has 1/2 in the map."""
+        device = self.surprise.normal.device
+        return _scores([self.surprise.answer(to_float(part.to(device))) for part in images.split(BATCH)])
 
 
 def _scores(parts: list[tuple[Tensor, ...]]) -> Scores:
-    top, peak, maps = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return Scores({"top": top, "peak": peak}, maps)
+    *image, maps = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return Scores(dict(zip(ANSWERS[:-1], image, strict=True)), maps)
 
 
 @torch.no_grad()
-def fit_comparison(
-    comparison: Comparison, config: StrongConfig, images: Tensor, groups: Tensor, *, progress: bool = False
+def fit_surprise(
+    surprise: Surprise, config: StrongConfig, images: Tensor, groups: Tensor, *, progress: bool = False
 ) -> tuple[Scores, Tensor]:
-    """Fit a comparison to normal images, uint8 [n, 3, s, s], and judge each of up to `JUDGED` groups by the others.
+    """Fit to normal images, uint8 [n, 3, s, s], and judge each of up to `JUDGED` groups by Gaussians of the others.
 
-    Returns the scores of those judged, and their indices: the first image of each group. The encoder sees each view of
-    an image once; features of those that are left out are kept, in half precision.
+    Returns the scores of those judged, and their indices. The encoder sees each view of an image once; features of
+    those that are left out are kept, in half precision.
     """
-    device = comparison.patches.device
+    device = surprise.normal.device
     generator = torch.Generator(device).manual_seed(config.seed)
-    folds, judged = _folds(groups, config)
-    left_out = torch.zeros(len(images), dtype=torch.bool)
-    left_out[torch.cat(folds)] = True
-    parts = [(number, part) for number, fold in enumerate(folds) for part in fold.split(BATCH)]
-    parts += [(len(folds), part) for part in (~left_out).nonzero()[:, 0].split(BATCH)]
+    folds, judged = leave_out(groups, config.folds, config.seed)
+    never = torch.isin(torch.arange(len(images)), torch.cat(folds), invert=True).nonzero()[:, 0]
+    parts = [(number, part) for number, fold in enumerate([*folds, never]) for part in fold.split(BATCH) if len(part)]
     sums: PlaceSums | None = None
-    kept: list[list[Tensor]] = [[] for _ in folds]  # features of all views
-    own: list[list[Tensor]] = [[] for _ in folds]  # features of those judged, as they are
-    drawn: list[Tensor] = []
-    owner: list[Tensor] = []  # the fold that a drawn patch is of
+    views: list[list[Tensor]] = [[] for _ in folds]  # features of all views of those that are left out
+    plain: list[list[Tensor]] = [[] for _ in folds]  # features of those judged, as they are
     for number, part in tqdm(parts, desc="features", disable=not progress):
         x = to_float(images[part].to(device))
         for copy in range(1 + config.copies):
-            f = comparison.features(soft_augmentation(x, config.soft, generator) if copy else x)[0].half()
-            sums = sums or PlaceSums(f.float())
-            sums.add(f.float())
-            places = f.permute(0, 2, 3, 1).flatten(0, 2)
-            share = max(1, CANDIDATES * len(part) // (len(images) * (1 + config.copies)))
-            drawn.append(places[torch.randperm(len(places), generator=generator, device=device)[:share]].float())
-            owner.append(torch.full((len(drawn[-1]),), number, device=device))
+            [f] = surprise.features(soft_augmentation(x, config.soft, generator) if copy else x)
+            half = f.half()
+            sums = sums or PlaceSums(f)
+            sums.add(half.float())  # as they are taken away again
             if number < len(folds):
-                kept[number].append(f)
+                views[number].append(half)
                 if not copy:
-                    own[number].append(f[torch.isin(part, judged)])
+                    plain[number].append(half[torch.isin(part, judged).to(device)])
     assert sums is not None, "there are images"
-    candidates = torch.cat(drawn)
-    chosen = k_centers(candidates, config.patches, generator)
-    chosen = chosen[torch.arange(config.patches, device=device) % len(chosen)]  # of few, some twice: the file's shape
-    comparison.patches, owners = candidates[chosen], torch.cat(owner)[chosen]
-    comparison.gaussians = sums.gaussian(config.shrink, config.ridge)
+    surprise.gaussians.load_state_dict(sums.gaussian(config.shrink, config.ridge).state_dict())
 
     distances = []
-    for number in tqdm(range(len(folds)), desc="left out", disable=not progress):
-        f = torch.cat(own[number]).float()
-        others = sums.without(torch.cat(kept[number]).float()).gaussian(config.shrink, config.ridge)
-        distances.append(both_distances(f, others, comparison.patches[owners != number]))
+    for mine, shown in zip(tqdm(views, desc="left out", disable=not progress), plain, strict=True):
+        others = sums.without(torch.cat(mine).float()).gaussian(config.shrink, config.ridge)
+        distances.append(distance(others(torch.cat(shown).float())))
     found = torch.cat(distances)
-    comparison.mean, comparison.deviation = found.mean((0, 2, 3)), found.std((0, 2, 3)).clamp(min=1e-6)
-    return _scores([comparison.judge(part, images.shape[-1]) for part in found.split(BATCH)]), judged
+    moments = [found.mean(), found.std().clamp(min=1e-6)]
+    at = at_extents((found - moments[0]) / moments[1])
+    moments += [moment for each in at for moment in (each.mean(), each.std().clamp(min=1e-6))]
+    surprise.normal.copy_(torch.stack(moments).reshape(-1, 2))
+    return _scores([surprise.judge(part, images.shape[-1]) for part in found.split(BATCH)]), judged
 
 
-def _folds(groups: Tensor, config: StrongConfig) -> tuple[list[Tensor], Tensor]:
-    """Images that are left out together, by fold, and the indices of those judged, in the folds' order.
+def leave_out(groups: Tensor, folds: int, seed: int) -> tuple[list[Tensor], Tensor]:
+    """Which images are left out together, and which are judged, of images in groups [n] of copies.
 
-    Of a group, all are left out together and the first is judged. Groups beyond `JUDGED` are never left out.
+    Returns the indices of each of at most `folds` parts, whole groups each, and the first index of each group, part by
+    part. Groups beyond `JUDGED`, drawn by `seed`, are never left out.
     """
-    order = torch.randperm(int(groups.max()) + 1, generator=torch.Generator().manual_seed(config.seed))[:JUDGED]
-    folds = [torch.isin(groups, part).nonzero()[:, 0] for part in order.tensor_split(min(config.folds, len(order)))]
+    order = torch.randperm(int(groups.max()) + 1, generator=torch.Generator().manual_seed(seed))[:JUDGED]
+    parts = [torch.isin(groups, part).nonzero()[:, 0] for part in order.tensor_split(min(folds, len(order)))]
     first = torch.tensor([int((groups == group).nonzero()[0]) for group in order])
-    return folds, torch.cat([fold[torch.isin(fold, first)] for fold in folds])
+    return parts, torch.cat([part[torch.isin(part, first)] for part in parts])

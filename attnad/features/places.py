@@ -24,8 +24,8 @@ from attnad.training.storage import module_tensors, optimizer_tensors
 class PatchFeatures(nn.Module):
     """Features of a frozen encoder by level: images [n, 3, s, s] in [0, 1] to a list of [n, c, h, w].
 
-    The four levels are the encoder's, of strides 2, 4, 8 and 16; the first three are averaged over 3 x 3 neighbours,
-    the finest then brought to the second's stride. Joined (not `per_level`), the last three become one level of the
+    The four levels are the encoder's, of strides 2, 4, 8 and 16; they are averaged over 3 x 3 neighbours (the last only
+    where levels are joined) unless `smooth` is False, the finest then brought to the second's stride. Joined (not `per_level`), the last three become one level of the
     third's stride. Images smaller than `min_side` pixels are enlarged to that first, so that the coarse levels have
     places to tell apart. Levels of more than `channels` channels keep so many, drawn by `seed` (Defard et al. do the
     same).
@@ -37,12 +37,14 @@ class PatchFeatures(nn.Module):
         *,
         min_side: int = 128,
         per_level: bool = True,
+        smooth: bool = True,
         channels: int = 176,
         seed: int = 0,
     ):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
         self.min_side, self.per_level = min_side, per_level
+        self.smooth = _smooth if smooth else lambda f: f
         widths = encoder.channels if per_level else [sum(encoder.channels[1:])]
         generator = torch.Generator().manual_seed(seed)
         drawn = [torch.randperm(width, generator=generator, device="cpu") for width in widths]
@@ -60,13 +62,13 @@ class PatchFeatures(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         fine, *levels = self.encoder.pyramid(enlarged(x, self.min_side))
         if self.per_level:
-            fine = adaptive_avg_pool2d(_smooth(fine), levels[0].shape[-1])
-            levels = [fine, *map(_smooth, levels[:-1]), levels[-1]]
+            fine = adaptive_avg_pool2d(self.smooth(fine), levels[0].shape[-1])
+            levels = [fine, *map(self.smooth, levels[:-1]), levels[-1]]
         else:
             size = levels[1].shape[-1]
-            down = adaptive_avg_pool2d(_smooth(levels[0]), size)
-            up = interpolate(_smooth(levels[2]), size=(size, size), mode="bilinear")
-            levels = [torch.cat([down, _smooth(levels[1]), up], 1)]
+            down = adaptive_avg_pool2d(self.smooth(levels[0]), size)
+            up = interpolate(self.smooth(levels[2]), size=(size, size), mode="bilinear")
+            levels = [torch.cat([down, self.smooth(levels[1]), up], 1)]
         return [f.float()[:, getattr(self, f"kept{i}")] for i, f in enumerate(levels)]
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ from attnad.training.state import SAVE_SECONDS, FitOptions, fingerprint, logged_
 from attnad.training.storage import load_json, save_json
 
 BATCH = 16  # photographs that are read and scored at once
+LEFT_OUT = "each judged by a fit to the others"
 
 
 class FileScore(NamedTuple):
@@ -247,12 +248,25 @@ def learn(
     """
     _check_enough(config.data, len(normal))
     groups = near_copies(normal)
-    images, held_out = split_normal(normal, seed=config.seed, groups=groups)
+    if not getattr(detector_class(config.recipe), "leaves_out", False):
+        images, held_out = split_normal(normal, seed=config.seed, groups=groups)
 
-    def score(run: Run) -> Tensor:
-        return run.image_scores(run.score(held_out))
+        def score(run: Run) -> Tensor:
+            return run.image_scores(run.score(held_out))
 
-    return _learn(config, images, folder, options, groups, len(images), score, held_out, files, sizes, region=region)
+        return _learn(config, images, folder, options, groups, len(images), score, held_out, files, sizes, region=region)
+
+    if len(groups.unique()) < 3:
+        split_normal(normal, seed=config.seed, groups=groups)  # which says that they are copies
+
+    def score_left_out(run: Run) -> Tensor:
+        scores = run.detector.left_out
+        return run.image_scores(scores if region is None else region.inside(scores))
+
+    options = replace(options, groups=groups)
+    return _learn(
+        config, normal, folder, options, groups, len(normal), score_left_out, normal, files, sizes, region=region
+    )
 
 
 def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitOptions, tiles: Tiles) -> Run:
@@ -292,12 +306,19 @@ def _learn(
     detector = detector_class(config.recipe).fit(config, images, folder, options)
     seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
     run = Run(config, detector, {}, region, tiles, folder)
-    scores = score_held_out(run)
+    scores, left_out = score_held_out(run), options.groups is not None
     threshold = normal_threshold(scores.numpy())
+    said = f"95th percentile of {len(scores)} held-out normal images"
+    if left_out:
+        # The (n + 1) rule: what the highest of fewer than 19 promises is less.
+        threshold = max(scores.tolist()) if len(scores) < 19 else threshold_for(scores.tolist(), 0.05)
+        said = f"{'highest' if len(scores) < 19 else '95th percentile'} of {len(scores)} normal images, {LEFT_OUT}"
+        run = replace(run, detector=replace(detector, left_out=None, judged=None))
     run.facts.update(
         threshold=threshold,
-        threshold_from=f"95th percentile of {len(scores)} held-out normal images",
+        threshold_from=said,
         held_out_scores=scores.tolist(),
+        **({"calibrated_on": LEFT_OUT} if left_out else {}),
         n_train=n_train,
         n_copies=len(groups) - len(groups.unique()),
         n_normal=len(groups),
@@ -311,6 +332,7 @@ def _learn(
             threshold=threshold,
             seed=config.seed,
             region=region.mask if region else None,
+            good=scores if left_out else None,
         ),
         seconds=seconds,
         **({"region": region.facts()} if region else {}),

@@ -32,10 +32,12 @@ def synthetic_check(
     threshold: float,
     seed: int,
     region: Tensor | None = None,
+    good: Tensor | None = None,
 ) -> dict[str, Any]:
     """Draw synthetic anomalies into held-out normal images, uint8 [n, 3, s, s], and see what a detector finds of them.
 
-    With a region, bool [s, s], which `score` goes by, they are drawn inside it, and its pixels alone count.
+    With a region, bool [s, s], which `score` goes by, they are drawn inside it, and its pixels alone count. `good` [m]
+    are scores of normal images that the detector has not seen, where it has seen all of these.
     Returns `n` synthetic images, their `image_auroc` against the images they were made of, the `pixel_auroc` of the
     replaced rectangles within them (None without maps, or where the region is one pixel), and `found`, the share of
     them above the threshold.
@@ -44,7 +46,7 @@ def synthetic_check(
     several = -(-LEAST // len(normal))
     x = to_float(normal.repeat(several, 1, 1, 1)[:MOST])
     x_ano, a_ano = synthesize(x, ANOMALIES, torch.Generator().manual_seed(seed), region=region)
-    good = score(normal).image[image_score]
+    good = score(normal).image[image_score] if good is None else good
     scores = score((x_ano * 255).round().to(torch.uint8))
     bad = scores.image[image_score]
     labels = torch.cat([torch.zeros(len(good)), torch.ones(len(bad))]).numpy()

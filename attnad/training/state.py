@@ -36,7 +36,8 @@ class FitOptions:
     """Where and how a detector is fitted: nothing that decides its scores.
 
     data_root: folder of the data sets, for what needs more of them than normal images. stage1: a finished run whose
-    stage 1 is taken over, not trained. save_seconds: between saved states of training. progress: show bars.
+    stage 1 is taken over, not trained. save_seconds: between saved states of training. progress: show bars. groups: of
+    copies among the images, as `attnad.data.near_copies` gives them, for a detector that leaves some out in turn.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class FitOptions:
     stage1: Path | None = None
     save_seconds: float = SAVE_SECONDS
     progress: bool = True
+    groups: Tensor | None = None
 
 
 def fingerprint(images: Tensor) -> str:
