@@ -1,8 +1,8 @@
 """Synthetic anomalies by hard augmentation (section 3.2.1, figure 3), and normal copies by soft augmentation (D35).
 
 The functions that transform take their parameters as tensors, one row an image, so that each can be checked by
-itself; `hard_augmentation` and `synthesize` draw the parameters from an explicit generator. All are batched tensor operations on any device, and none
-but JPEG waits for it.
+itself; `hard_augmentation`, `synthesize` and `soft_augmentation` draw the parameters from an explicit generator. All
+are batched tensor operations on any device, and none but JPEG waits for it.
 
 Images are float [n, 3, s, s] in [0, 1]; attention maps float [n, 1, s, s], 1 = normal.
 """

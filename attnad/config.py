@@ -42,7 +42,8 @@ Recipe = Annotated[  # of a field, whose type then names the recipes of that det
         metavar=f"{{{','.join(DETECTORS)}}}",
         help="Where the other values come from; by default strong for a folder, quick for the others. quick, for a "
         "laptop's CPU; paper, as close to the paper as it says; strong, for photographs; gaussian, one Gaussian a "
-        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip connections, alone; guided, discriminators on features times that map; "
+        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip connections, "
+        "alone; guided, discriminators on features times that map; "
         "neighbours, nearest neighbours on frozen features; adapted, the same on features that were first adapted to "
         "the normal images, for whole images; dcgan, the GAN on images of the paper's table 1; "
         f"{', '.join(BASELINES)}, systems that the paper compares itself with.",
@@ -274,7 +275,7 @@ class StrongConfig(DetectorConfig):
     min_side: int = 128
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     copies: int = 2
-    """Softly augmented copies of each normal image that are learned from beside it; 0 where nothing ever moves (D35)."""
+    """Softly augmented copies of each normal image to learn from beside it; 0 where nothing ever moves (D35)."""
     shrink: float = 0.5
     """How far each place's covariance is moved towards that of all places, from 0 to 1 (D28)."""
     ridge: float = 0.002

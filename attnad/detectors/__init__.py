@@ -13,9 +13,10 @@ A detector is a class with
                         what `fit` gave; CheckpointError where a file is missing or damaged
 `score(images)`         `attnad.score.Scores` of uint8 images [n, 3, s, s]
 
-and nothing else is asked of it: `attnad.run.run` owns the folder, the held-out images, the region
-and the threshold. One that judges each image by a fit to the others has `leaves_out = True`: it is fitted to all images,
-and has after `fit` the `Scores` of those that were left out, `left_out`, and their indices, `judged`. An image score that is made of the map alone has its place in `attnad.run.region.FROM_MAP`.
+and nothing else is asked of it: `attnad.run.run` owns the folder, the held-out images, the region and the threshold.
+One that judges each image by a fit to the others has `leaves_out = True`: it is fitted to all images, and has after
+`fit` the `Scores` of those that were left out, `left_out`, and their indices, `judged`. An image score that is made of
+the map alone has its place in `attnad.run.region.FROM_MAP`.
 """
 
 from __future__ import annotations

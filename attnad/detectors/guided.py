@@ -19,9 +19,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from attnad.config import Recipe, GaussianConfig, from_dict, gaussian_recipe
+from attnad.config import GaussianConfig, Recipe, from_dict, gaussian_recipe
+from attnad.detectors.gaussian import Gaussian, Levels, fit_levels
 from attnad.detectors.map import AttentionMap, MapConfig
-from attnad.detectors.gaussian import Levels, Gaussian, fit_levels
 from attnad.errors import TrainingError
 from attnad.features.backbones import enlarged
 from attnad.losses import masked_features

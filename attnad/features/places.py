@@ -24,11 +24,11 @@ from attnad.training.storage import module_tensors, optimizer_tensors
 class PatchFeatures(nn.Module):
     """Features of a frozen encoder by level: images [n, 3, s, s] in [0, 1] to a list of [n, c, h, w].
 
-    The four levels are the encoder's, of strides 2, 4, 8 and 16; they are averaged over 3 x 3 neighbours (the last only
-    where levels are joined) unless `smooth` is False, the finest then brought to the second's stride. Joined (not `per_level`), the last three become one level of the
-    third's stride. Images smaller than `min_side` pixels are enlarged to that first, so that the coarse levels have
-    places to tell apart. Levels of more than `channels` channels keep so many, drawn by `seed` (Defard et al. do the
-    same).
+    The four levels are the encoder's, of strides 2, 4, 8 and 16; unless `smooth` is False they are averaged over
+    3 x 3 neighbours, the last only where levels are joined. The finest is brought to the second's stride. Joined (not
+    `per_level`), the last three become one level of the third's stride. Images smaller than `min_side` pixels are
+    enlarged to that first, so that the coarse levels have places to tell apart. Levels of more than `channels` channels
+    keep so many, drawn by `seed` (Defard et al. do the same).
     """
 
     def __init__(

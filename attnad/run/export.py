@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from attnad.detectors.paper import Paper
 from attnad.detectors.gaussian import Gaussian
+from attnad.detectors.paper import Paper
 from attnad.errors import CheckpointError, PackageError, SettingError, remedy
 from attnad.features.places import PatchGaussians
 from attnad.run.run import Run

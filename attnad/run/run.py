@@ -254,7 +254,9 @@ def learn(
         def score(run: Run) -> Tensor:
             return run.image_scores(run.score(held_out))
 
-        return _learn(config, images, folder, options, groups, len(images), score, held_out, files, sizes, region=region)
+        return _learn(
+            config, images, folder, options, groups, len(images), score, held_out, files, sizes, region=region
+        )
 
     if len(groups.unique()) < 3:
         split_normal(normal, seed=config.seed, groups=groups)  # which says that they are copies
