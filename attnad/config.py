@@ -396,6 +396,20 @@ _CONSTANT: dict[str, dict[str, Any]] = {  # of the detector's class now
 }
 
 
+# What recipes were called first: hashes and folders of runs know them by that, so that runs from before are found.
+FIRST_NAMES = {"discriminators": "strong"}
+
+
+def now_called(values: Any) -> Any:
+    """A file's values with its recipe as it is called now: until there was another `strong`, that was discriminators.
+
+    Noise among the values tells the two apart.
+    """
+    if isinstance(values, dict) and values.get("recipe") == "strong" and "noise" in values:
+        return values | {"recipe": "discriminators"}
+    return values
+
+
 def _past(cls: type, recipe: Any, *tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What tables say of a class and of a recipe."""
     return {k: v for table in tables for key in (cls.__name__, str(recipe)) for k, v in table.get(key, {}).items()}
@@ -454,15 +468,16 @@ def short_hash(values: dict[str, Any]) -> str:
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that stand for a configuration, in the names of runs' folders and in results.csv.
 
-    Fields count by their first names, and those that are constants now, or did nothing and are gone, as they were by
-    default, so that runs from before are found.
+    Fields and recipes count by their first names, and fields that are constants now, or did nothing and are gone, as
+    they were by default, so that runs from before are found.
     """
 
     def values(part: Any) -> Any:
         if not is_dataclass(part):
             return part
         named = {f.metadata.get("was", f.name): values(getattr(part, f.name)) for f in fields(part)}
-        return named | _past(type(part), named.get("recipe"), _CONSTANT, _IDLE)
+        named |= _past(type(part), named.get("recipe"), _CONSTANT, _IDLE)
+        return {k: FIRST_NAMES.get(v, v) if k == "recipe" else v for k, v in named.items()}
 
     return short_hash(values(config))
 
