@@ -41,7 +41,8 @@ Recipe = Annotated[  # of a field, whose type then names the recipes of that det
         metavar=f"{{{','.join(DETECTORS)}}}",
         help="Where the other values come from; by default strong for a folder, quick for the others. quick, for a "
         "laptop's CPU; paper, as close to the paper as it says; strong, for photographs; gaussian, one Gaussian a "
-        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip connections, alone; guided, discriminators on features times that map; "
+        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip "
+        "connections, alone; guided, discriminators on features times that map; "
         "neighbours, nearest neighbours on frozen features; adapted, the same on features that were first adapted to "
         "the normal images, for whole images; dcgan, the GAN on images of the paper's table 1; "
         f"{', '.join(BASELINES)}, systems that the paper compares itself with.",
@@ -450,12 +451,15 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Say in words which values of two configurations, as plain dictionaries of the same keys, differ."""
+    """Say in words which values of two configurations, as plain dictionaries, differ.
+
+    A value that only one has is not named: it is of another recipe, and that is.
+    """
     found = []
     for key, value in there.items():
         if isinstance(value, dict):
-            found += differences(value, here[key], f"{prefix}{key}.")
-        elif value != here[key]:
+            found += differences(value, here.get(key, value), f"{prefix}{key}.")
+        elif value != here.get(key, value):
             found.append(f"{prefix}{key} is {value!r} there, {here[key]!r} here")
     return found
 

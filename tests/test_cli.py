@@ -100,7 +100,7 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
         for word in (
             "textures",
             "cifar10",
-            "{quick,paper,strong,gaussian,map,guided,neighbours,adapted,",
+            "{quick,paper,strong,gaussian,discriminators,map,guided,neighbours,adapted,",
             "efficientnet-lite0",
         )
     )

@@ -40,11 +40,11 @@ def reproduce(
     Args:
         table: The paper's table, or a study of our own: textures, what each deviation from the paper does, on the
             embedded data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe
-            strong adds to features without training, on MVTec AD; surfaces, the same on the embedded data; choices,
-            what strong's fakes were chosen on, surfaces that no other table has; unlabelled, whether the check without
-            labelled defects goes with the figures that need them; rivals, the systems that the paper compares itself
-            with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. all: every
-            table, the most telling runs first, those alone that results.csv has no rows of.
+            discriminators adds to features without training, on MVTec AD; surfaces, the same on the embedded data;
+            choices, what its fakes were chosen on, surfaces that no other table has; unlabelled, whether the check
+            without labelled defects goes with the figures that need them; rivals, the systems that the paper compares
+            itself with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. all:
+            every table, the most telling runs first, those alone that results.csv has no rows of.
         classes: Classes or categories; by default all of the table's that are there.
         seeds: Seeds; the table shows mean and standard deviation over them.
         recipe: Where the values of the runs come from, as for attnad train.

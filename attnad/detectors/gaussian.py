@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
-from attnad.config import SEED, SIZE, AttentionConfig, Range, GaussianConfig, check_ranges, gaussian_recipe
+from attnad.config import SEED, SIZE, AttentionConfig, GaussianConfig, Range, check_ranges, gaussian_recipe
 from attnad.features.places import (
     PatchDiscriminator,
     PatchFeatures,
