@@ -397,8 +397,9 @@ _CONSTANT: dict[str, dict[str, Any]] = {  # of the detector's class now
 }
 
 
-# What recipes were called first: hashes and folders of runs know them by that, so that runs from before are found.
-FIRST_NAMES = {"discriminators": "strong"}
+def first_name(recipe: Any) -> Any:
+    """What a recipe was called first: files and folders know it by that, so that those from before are found."""
+    return "strong" if recipe == "discriminators" else recipe
 
 
 def now_called(values: Any) -> Any:
@@ -481,7 +482,7 @@ def config_hash(config: Any) -> str:
             return part
         named = {f.metadata.get("was", f.name): values(getattr(part, f.name)) for f in fields(part)}
         named |= _past(type(part), named.get("recipe"), _CONSTANT, _IDLE)
-        return {k: FIRST_NAMES.get(v, v) if k == "recipe" else v for k, v in named.items()}
+        return {k: first_name(v) if k == "recipe" else v for k, v in named.items()}
 
     return short_hash(values(config))
 

@@ -25,7 +25,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
-from attnad.config import FIRST_NAMES, PaperConfig, config_hash, differences, from_dict, now_called
+from attnad.config import PaperConfig, config_hash, differences, first_name, from_dict, now_called
 from attnad.data import TestSet, files_sum, lies_here, load_train, near_copies, normal_files, split_normal
 from attnad.data.images import read_each, read_images, to_tensor
 from attnad.data.tiles import Tiles
@@ -301,8 +301,7 @@ def _learn(
 def folder_name(config: Any) -> str:
     """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
     hashes = [stage1_hash(asdict(config))] if isinstance(config, PaperConfig) else []
-    recipe = FIRST_NAMES.get(config.recipe, config.recipe)
-    name = [Path(config.data).name, config.normal_class, recipe, f"seed{config.seed}"]
+    name = [Path(config.data).name, config.normal_class, first_name(config.recipe), f"seed{config.seed}"]
     return "-".join(filter(None, [*name, *hashes, config_hash(config)]))
 
 
