@@ -235,7 +235,7 @@ def test_a_model_that_cannot_be_used_is_said_clearly(browser, tmp_path, harm):
 
 
 def test_what_the_playground_says_of_scratches_and_blur():
-    """A scratch is nearly whole in discriminators' maps and in pieces in the paper's; a blur shows faintly, or not at all."""
+    """A scratch is nearly whole in our maps and in pieces in the paper's; a blur shows faintly, or not at all."""
     needed("the playground's models are not there; run make book first", PLACES.exists())
     test, whole, blur = load_test("textures", size=64), {}, {}
     scratched = [i for i, kind in enumerate(test.kinds) if kind == "defect/scratch"]
