@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
+from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -167,6 +168,13 @@ class DetectorConfig:
     """Seed of all that is random, beginning with the split that holds out normal images."""
     image_score: str = ""
     """Which score of `attnad.score.Scores` judges an image."""
+
+    def __post_init__(self) -> None:
+        """Give a folder one name, however it is written: photos/good/ and ./photos/good are photos/good."""
+        plain = PurePath(self.data).as_posix() if self.data else ""
+        if plain != self.data and plain in ("textures", "cifar10"):
+            plain = f"./{plain}"  # a folder that is called so
+        object.__setattr__(self, "data", plain)
 
 
 @dataclass(frozen=True)

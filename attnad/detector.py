@@ -111,6 +111,13 @@ class Detector:
         """Which images are anomalous, by the threshold: int [n], 1 = anomalous, 0 = normal."""
         return (self.decision_function(images) > self.threshold_).astype(int)
 
+    def p_values(self, images: Images) -> np.ndarray:
+        """The share of good images that look as odd as each of these: float [n] in (0, 1], low = anomalous.
+
+        See `attnad.run.calibration.p_values`. Raises CheckpointError on a run of a version that kept nothing for it.
+        """
+        return self.run.p_values(self.decision_function(images))
+
     def anomaly_maps(self, images: Images) -> np.ndarray | list[np.ndarray]:
         """Anomaly maps: float32 [n, h, w] in [0, 1], of files at the photographs' own sizes.
 

@@ -257,9 +257,7 @@ class ADGAN(nn.Module):
         # "The encoder as in stage 1" (section 4.1) meets features, not images: its first layer takes their channels.
         self.encoder = ResNet18(config.width, channels, normalise=False)
         self.decoder = nn.Sequential(
-            decoder(self.encoder.out_channels, config.width),
-            nn.Conv2d(config.width // 2, channels, 1),
-            nn.ReLU(),
+            decoder(self.encoder.out_channels, config.width), nn.Conv2d(config.width // 2, channels, 1), nn.ReLU()
         )
         self.discriminator = Discriminator(channels, size // 2, config.width)
 

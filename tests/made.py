@@ -156,7 +156,7 @@ def write_report(out: Path, *, paths, images, sizes, maps, scores, threshold, ti
     rows, cards = [], []
     for i in sorted(range(len(paths)), key=lambda i: -scores[i]):
         file = write_map(out, i + 1, paths[i], maps[i], sizes[i])
-        rows.append(row(paths[i], scores[i], threshold, maps[i], file))
-        cards.append(card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[-1][5]))
+        rows.append(row(paths[i], scores[i], "", threshold, maps[i], file))
+        cards.append(card(paths[i], images[i], maps[i], sizes[i], scores[i], rows[-1][-2]))
     (out / "scores.csv").write_text(table([HEAD, *rows]), encoding="utf-8", newline="")
     return write_page(out, cards, scores, threshold, title, notes)

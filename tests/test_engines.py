@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 from made import write_images
+from PIL import Image
 from studies import NO_GAME, PAPER, PRINTED, RECIPE, TINY, counted, short_study, study
 
 from attnad.cli import main
 from attnad.data import load_test, textures
+from attnad.detectors import override, recipe
 from attnad.errors import DataError, TrainingError
 from attnad.metrics import auroc
 from attnad.run.run import Run, folder_name, load_run
@@ -230,6 +232,35 @@ def test_table4_runs_on_the_categories_that_are_there(categories, tmp_path):
         assert (row["dataset"], row["epochs"], row["metric"]) == ("MVTec AD (32 px)", "1+0", "pixel_auroc")
     assert found.header[-3:] == ("mean of all", "bottle", "pill")
     assert [line[-3] for line in found.rows] == ["0.75", "0.87", "0.92", "-", "-", "-"]  # the paper's, then ours
+
+
+@pytest.mark.parametrize("part", ["test/hole", "test/good", "ground_truth/hole"])
+def test_test_images_that_changed_are_scored_anew(categories, tmp_path, capsys, part):
+    shutil.copytree(categories, tmp_path / "data")
+    config = override(recipe("quick", "bottle"), TINY)
+
+    def measured() -> tuple[dict[str, Any], str]:
+        found = engines.measure(config, tmp_path / "runs", data_root=tmp_path / "data", device="cpu", progress=False)
+        return found, capsys.readouterr().out
+
+    before, _ = measured()
+    path = tmp_path / "runs" / folder_name(config) / "metrics.json"
+    wrong = before | {"n": 1000}  # which scoring does not give
+    save_json(path, wrong)
+    assert measured() == (wrong, "")
+    bottle = tmp_path / "data" / "mvtec_ad" / "bottle"
+    Image.new("L", (32, 32), 255).save(min((bottle / part).iterdir()))
+    old = {name: value for name, value in wrong.items() if name != "test_files"}  # of an earlier version
+    save_json(path, old)
+    assert measured() == (old, "")
+    save_json(path, wrong)
+    found, said = measured()
+    assert said == f"bottle: its test images have changed since {path} was written; they are scored anew\n"
+    assert (found["n"], found["facts"]) == (8, before["facts"]), "nothing is trained again"
+    assert found["pixel_auroc"] != before["pixel_auroc"]
+    assert measured() == (found, "") == (load_json(path), "")
+    shutil.rmtree(bottle / "test")
+    assert measured() == (found, ""), "what was measured stands where the data are no longer"
 
 
 def test_a_root_without_a_category_is_named(tmp_path):

@@ -21,6 +21,7 @@ from waiting import PATIENCE, until
 
 from attnad.cli import main
 from attnad.data import textures
+from attnad.training.storage import load_json
 
 START = """
 import os, sys, attnad.report.follow as f
@@ -186,6 +187,35 @@ def test_strays_and_hostile_files_do_not_stop_it(work, tmp_path):
     assert f"of {N} images look anomalous" in printed
 
 
+def test_what_has_changed_is_said_as_it_happens_and_when_it_is_over(work, tmp_path):
+    folder, out = tmp_path / "new", tmp_path / "out"
+    folder.mkdir()
+
+    def arrive(name: str, light: float, n: int) -> None:
+        for i in range(n):
+            with Image.open(work / "good" / f"{i:02d}.png") as image:
+                image.point(lambda value: value * light).save(folder / f"{name}{i:02d}.png")
+
+    def said() -> dict[str, str]:
+        return load_json(out / "follow.json").get("changed", {})
+
+    with following(work, folder, out) as process:
+        arrive("a", 0.5, 12)
+        until(lambda: (out / "follow.json").exists() and "light" in said(), going(process))
+        assert "are darker than nearly all photographs that were learned from" in said()["light"]
+        printed = ended(process)
+    assert "are darker than nearly all photographs" in printed
+    assert "Changed since training" in (out / "report.html").read_text(encoding="utf-8")
+    with following(work, folder, out) as process:
+        until(lambda: not said(), going(process))  # nothing is known of photographs that have not come yet
+        arrive("b", 0.5, 20)
+        until(lambda: "light" in said(), going(process))
+        arrive("c", 1.0, 20)
+        until(lambda: not said(), going(process))
+        printed = ended(process)
+    assert printed.index("are darker than nearly all") < printed.index("The last 20: as what was learned from")
+
+
 def test_a_full_disk_leaves_whole_lines_only(work, tmp_path, capsys, monkeypatch):
     out, real = tmp_path / "out", os.fsync
 
@@ -218,5 +248,5 @@ def test_what_is_refused(work, tmp_path, capsys):
     assert "9.0 here" in said
     assert "belongs to attnad score --follow" in fails(work / "all", "--out", tmp_path / "out")
     with open(tmp_path / "out" / "scores.csv", "a") as file:
-        file.write("a,b\r\nc,d,e,f,g,h,i\r\n")
+        file.write("a,b\r\nc,d,e,f,g,h,i,j\r\n")
     assert "scores.csv is damaged" in fails(tmp_path / "new", "--follow", "--out", tmp_path / "out")

@@ -84,6 +84,15 @@ def numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
+def test_the_package_imports_what_it_requires():
+    modules = {"pillow": "PIL", "scikit-image": "skimage"}
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "attnad").rglob("*.py"))
+    imported = set(re.findall(r"^ *(?:from|import) (\w+)", code, re.MULTILINE))
+    required = {modules.get(package, package) for package in map(name, project()["dependencies"])}
+    assert required - imported == {"ipywidgets"}, "anywidget speaks through it in a notebook"
+    assert "scikit-learn" in packages("book"), "chapter 1 compares with it"
+
+
 def test_each_command_installs_what_it_needs():
     assert installed("book") == installed("notebook") == [{"book"}]
     for target in ("test", "pdf", "lint", "chapters", "machines"):

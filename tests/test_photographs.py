@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from PIL import Image
 
 from attnad.cli import main
 from attnad.cli.arguments import parse_arguments
+from attnad.config import StrongConfig, config_hash
 from attnad.data import load_train, near_copies, split_normal, textures
 from attnad.data.images import resized, to_tensor
+from attnad.detectors import recipe
 from attnad.metrics import expected_false_alarms, normal_threshold
-from attnad.training.storage import load_json
+from attnad.run.run import folder_name, load_run
+from attnad.training.storage import load_json, save_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 TINY = ["--recipe", "gaussian", "--size", "32", "--min-side", "64", "--channels", "16"]
@@ -112,8 +116,6 @@ def test_another_normal_class_under_the_same_name_is_another_data_set(capsys):
 
 
 def test_a_run_of_a_version_that_kept_no_sum_of_its_files_loads(capsys):
-    from attnad.training.storage import save_json
-
     good = photos("good")
     said_of_training(capsys, good, *TINY, "--out", "run")
     facts = {k: v for k, v in load_json(Path("run/run.json")).items() if k not in ("files", "n_normal", "n_copies")}
@@ -227,5 +229,50 @@ def test_what_comes_next_can_be_done(capsys):
     assert "Next: attnad score run FOLDER" in said_of_training(capsys, "set", *TINY, "--out", "run")
     photos("set/test/good", 3, 50)
     photos("set/test/scratch", 3, 60, "brick")
-    assert "Next: attnad evaluate other" in said_of_training(capsys, "set", *TINY, "--out", "other")
+    assert "Next: attnad evaluate other\n" in said_of_training(capsys, "set", *TINY, "--out", "other")
     assert main(["evaluate", "other"]) == 0
+
+
+def test_what_comes_next_can_be_pasted(capsys):
+    """The data set lies below the root that was given, and both names have a blank."""
+    photos("my data/set/train/good")
+    photos("my data/set/test/good", 3, 50)
+    photos("my data/set/test/scratch", 3, 60, "brick")
+    said = said_of_training(capsys, "set", *TINY, "--data-root", "my data", "--out", "my run")
+    command = said.partition("Next: attnad ")[2].strip()
+    assert command == "evaluate 'my run' --data-root 'my data'"
+    assert main(shlex.split(command)) == 0
+    said = said_of_training(capsys, "my data/set/train/good", *TINY, "--data-root", "my data", "--out", "another one")
+    command = said.partition("Next: attnad ")[2].strip()
+    assert main(shlex.split(command.replace("FOLDER", "'my data/set/test/good'"))) == 0
+
+
+# --- one folder, one name --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["photos/good/", "./photos/good", "photos//good/.", "./photos/./good//"])
+def test_a_folder_has_one_name_however_it_is_written(data):
+    plain, other = recipe("gaussian", "photos/good"), recipe("gaussian", data)
+    assert other == plain
+    assert config_hash(other) == config_hash(plain)
+    assert folder_name(other) == folder_name(plain)
+    assert parse_arguments(["train", data, *TINY]).keywords["config"].data == "photos/good"
+
+
+def test_a_folder_that_is_called_as_an_embedded_data_set_stays_one():
+    for name in ("textures", "cifar10"):
+        assert StrongConfig(data=name).data == name
+        assert {StrongConfig(data=data).data for data in (f"./{name}", f"{name}/", f".//{name}/.")} == {f"./{name}"}
+    assert [StrongConfig(data=data).data for data in ("", ".", "../photos/", "/photos/")] == [
+        "", ".", "../photos", "/photos",
+    ]  # fmt: skip
+
+
+def test_a_run_goes_on_under_another_way_of_writing_its_folder(capsys):
+    photos("photos/good")
+    said_of_training(capsys, "photos/good", *TINY, "--out", "run")
+    values = load_json(Path("run/config.json"))
+    save_json(Path("run/config.json"), values | {"data": "photos/good/"})  # as an earlier version wrote it
+    for data in ("photos/good", "photos/good/", "./photos/good"):
+        assert "Trained on 18 normal images" in said_of_training(capsys, data, *TINY, "--out", "run")
+    assert load_run(Path("run"), device="cpu").config.data == "photos/good"

@@ -31,7 +31,7 @@ NASTY = [
     "x" * 250 + ".png",
     "..",
 ]
-FIELDS = ["file", "score", "anomalous", "threshold", "map_mean", "map_max", "map"]
+FIELDS = ["file", "score", "p_value", "anomalous", "threshold", "map_mean", "map_max", "map"]
 
 
 class Page(HTMLParser):

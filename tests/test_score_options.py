@@ -65,9 +65,11 @@ def test_a_rate_of_false_alarms(run, photos, capsys):
     third, fourth = sorted(kept)[4:]
     rows = score(run, photos / "new", "--false-alarms", "0.2")  # place 0.8 * 7 = 5.6, counted from 1
     assert float(rows[0]["threshold"]) == pytest.approx(third + 0.6 * (fourth - third))
-    assert "by 6 held-out normal images" in Path("out/report.html").read_text(encoding="utf-8")
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "by 6 normal images, each judged by a detector that was not fitted to it" in page
     said = fails(capsys, "score", run, photos / "new", "--out", "no", "--false-alarms", "0.01")
-    assert "needs 99 held-out normal images, and the run has 6; choose 0.143 or more" in said
+    assert "needs the scores of 99 good photographs that the detector was not fitted to, and the run has 6" in said
+    assert "choose 0.143 or more, or train on about 990 photographs" in said
     score(run, photos / "new", "--false-alarms", "0.143")
     for rate in ("0", "1", "-0.1", "nan"):
         assert "between 0 and 1" in fails(capsys, "score", run, photos / "new", "--out", "no", "--false-alarms", rate)
@@ -94,7 +96,7 @@ def test_a_run_without_the_scores_of_held_out_images(run, photos, tmp_path, caps
     del facts["held_out_scores"]
     save_json(old / "run.json", facts)
     said = fails(capsys, "score", old, photos / "new", "--out", "out", "--false-alarms", "0.2")
-    assert "kept no scores of held-out images; give a threshold instead, or train again" in said
+    assert "kept no scores of good photographs that the detector was not fitted to; give a threshold instead" in said
     assert float(score(old, photos / "new")[0]["threshold"]) == json.loads((old / "run.json").read_text())["threshold"]
 
 

@@ -10,7 +10,8 @@ from attnad.errors import SettingError
 
 Table = Literal[
     "table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "choices",
-    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "all",
+    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "sets", "moved", "calibration",
+    "all",
 ]  # fmt: skip
 
 
@@ -19,13 +20,14 @@ def reproduce(
     /,
     *,
     classes: tuple[str, ...] | None = None,
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] | None = None,
     recipe: Literal["quick", "paper"] = "quick",
     encoder: EncoderName | None = None,
     size: int | None = None,
     epochs: int | None = None,
     adgan_epochs: int | None = None,
     set: tuple[str, ...] = (),
+    detectors: tuple[str, ...] = (),
     engine: Literal["local", "ray"] = "local",
     jobs: int = 1,
     minutes: float | None = None,
@@ -43,16 +45,21 @@ def reproduce(
             discriminators adds to features without training, on MVTec AD; surfaces, the same on the embedded data;
             choices, what its fakes were chosen on, surfaces that no other table has; unlabelled, whether the check
             without labelled defects goes with the figures that need them; rivals, the systems that the paper compares
-            itself with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. all:
-            every table, the most telling runs first, those alone that results.csv has no rows of.
+            itself with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. sets:
+            our detectors and anomalib's on the development sets, as they are and moved, into sets.csv, and the choice
+            that a rule makes by it; moved, the same on four of them, moved more and more, into moved.csv; calibration,
+            promised false alarms against delivered ones, into calibration.csv. all: every table before these, the most
+            telling runs first, those alone that results.csv has no rows of.
         classes: Classes or categories; by default all of the table's that are there.
-        seeds: Seeds; the table shows mean and standard deviation over them.
+        seeds: Seeds; the table shows mean and standard deviation over them. By default 0 1 2, of calibration 0 to 4.
         recipe: Where the values of the runs come from, as for attnad train.
         encoder: Another encoder than the recipe's.
         size: Another side of the images than the recipe's, in pixels.
         epochs: Other epochs than the recipe's, of stage 1 where there are two. The rows say how many.
         adgan_epochs: Other epochs of stage 2 than the recipe's. The rows say how many.
         set: Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which.
+        detectors: Of sets, moved and calibration: recipes of ours, to which --set applies, and of the first two
+            anomalib's padim and patchcore; by default strong, with both, of sets with gaussian and neighbours as well.
         engine: One run after the other here, or all at once on a Ray cluster (pip install ray).
         jobs: Runs at once on this machine, each in a process of its own with its share of the cores.
         minutes: Begin only runs that can end within this time, by the seconds of earlier ones; at its end, runs on the
@@ -61,22 +68,43 @@ def reproduce(
         runs: Folder of the runs' folders.
         results: Folder of results.csv, and of the paper's figures, paper.csv.
     """
-    from attnad.study import engines
-    from attnad.study.tables import TABLES
-
-    others = table != "all" and all(variant.recipe for variant in TABLES[table])  # than the paper's
-    stage1 = "" if others else "attention."
-    given = {f"{stage1}encoder": encoder, "size": size, f"{stage1}epochs": epochs, "adgan.epochs": adgan_epochs}
-    overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    values: dict[str, Any] = {}
     for text in set:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingError(f"--set {text}: give NAME=VALUE, such as attention.kl_weight=1.0")
         try:
-            overrides[name.replace("-", "_")] = json.loads(value)
+            values[name.replace("-", "_")] = json.loads(value)
         except ValueError:
-            overrides[name.replace("-", "_")] = value  # a word
+            values[name.replace("-", "_")] = value  # a word
+
+    if table in ("sets", "moved", "calibration"):
+        others = {
+            "--recipe": recipe != "quick", "--encoder": encoder, "--epochs": epochs, "--adgan-epochs": adgan_epochs,
+            "--engine": engine != "local", "--jobs": jobs != 1, "--minutes": minutes,
+            "--jobs-per-gpu": jobs_per_gpu != 1, "--runs": runs != Path("runs"),
+        }  # fmt: skip
+        if given := [flag for flag, value in others.items() if value]:
+            raise SettingError(f"attnad reproduce {table} does not take {', '.join(given)}; leave that out")
+        from attnad.study import calibration, curves, sets
+
+        study = {"sets": sets, "moved": curves, "calibration": calibration}[table]
+        study.reproduce(
+            classes=classes, detectors=detectors or study.DETECTORS, seeds=seeds or study.SEEDS, size=size,
+            values=values, results=results, device=device, data_root=data_root,
+        )  # fmt: skip
+        return
+
+    from attnad.study import engines
+    from attnad.study.tables import TABLES
+
+    if detectors:
+        raise SettingError(f"attnad reproduce {table} has its own detectors; leave --detectors out")
+    stage1 = "" if table != "all" and all(variant.recipe for variant in TABLES[table]) else "attention."
+    told = {f"{stage1}encoder": encoder, "size": size, f"{stage1}epochs": epochs, "adgan.epochs": adgan_epochs}
+    overrides = {key: value for key, value in told.items() if value is not None} | values
     engines.reproduce(
-        table, classes=classes, seeds=seeds, recipe_name=recipe, overrides=overrides, engine=engine, jobs=jobs,
-        minutes=minutes, jobs_per_gpu=jobs_per_gpu, runs=runs, results=results, device=device, data_root=data_root,
+        table, classes=classes, seeds=seeds or (0, 1, 2), recipe_name=recipe, overrides=overrides, engine=engine,
+        jobs=jobs, minutes=minutes, jobs_per_gpu=jobs_per_gpu, runs=runs, results=results, device=device,
+        data_root=data_root,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -73,4 +74,5 @@ def train(
             f"carry next to nothing. Train{longer} on more photographs{other}"
         )
     labelled = tiles is None and has_test(config.data, config.normal_class, data_root)
-    print(f"Next: attnad {f'evaluate {out}' if labelled else f'score {out} FOLDER --out report'}")
+    run_folder, root = quote(str(out)), f" --data-root {quote(str(data_root))}" if data_root else ""
+    print(f"Next: attnad {f'evaluate {run_folder}{root}' if labelled else f'score {run_folder} FOLDER --out report'}")

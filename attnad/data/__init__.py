@@ -45,7 +45,7 @@ from attnad.data import textures
 from attnad.data.cifar10 import BATCHES, CIFAR10_CLASSES, find_cifar10, test_batches, train_batches
 from attnad.data.folders import NormalSet, TestSet, data_root, files_of, find_folder, photographs_at, relative
 from attnad.data.images import all_of, read_images, to_tensor
-from attnad.data.layouts import LAYOUT, folder_classes, has_test_folders, layout_of, test_folders, train_paths
+from attnad.data.layouts import folder_classes, has_test_folders, test_folders, test_paths, train_paths
 from attnad.errors import DataError, shown
 
 __all__ = [
@@ -69,31 +69,26 @@ def load_train(data: str, *, size: int, normal_class: str | None = None, root: P
     'textures', where it is 'brick' unless given. Raises DataError.
     """
     _check_size(size)
-    normal = _normal_class(data, normal_class, root)
-    if data == "textures":
-        assert normal, "textures always have a normal class"
+    normal, folder = _place(data, normal_class, root)
+    if folder is None:
         crops = textures.train_crops(normal, size)
         return NormalSet(to_tensor(crops), tuple(f"{normal}/train/{i:04d}" for i in range(len(crops))))
-
-    folder = _folder(data, root)
     if folder.name == BATCHES:
-        assert normal, "one of CIFAR-10's classes is normal"
         return train_batches(folder, normal, size)
     paths = _train_files(folder, normal)
     if data == "cifar10" and len(paths) != 5_000:
         warnings.warn(
             f"{shown(folder)}: {len(paths)} training images of class {normal}, CIFAR-10 has 5,000", stacklevel=2
         )
-    images, _ = read_images(paths, size)
-    return NormalSet(images, relative(paths, folder))
+    images, sizes = read_images(paths, size)
+    return NormalSet(images, relative(paths, folder), sizes)
 
 
 def normal_files(data: str, normal_class: str | None = None, root: Path | None = None) -> list[Path]:
-    """The files that `load_train` reads: () for the embedded textures. Raises DataError."""
-    normal = _normal_class(data, normal_class, root)
-    if data == "textures":
+    """The files that `load_train` reads: [] for the embedded textures. Raises DataError."""
+    normal, folder = _place(data, normal_class, root)
+    if folder is None:
         return []
-    folder = _folder(data, root)
     return sorted(folder.glob("data_batch_*")) if folder.name == BATCHES else _train_files(folder, normal)
 
 
@@ -131,11 +126,7 @@ def lies_here(data: str, root: Path | None = None) -> bool:
     return found.is_relative_to(here) and found.resolve().is_relative_to(here.resolve())
 
 
-def _folder(data: str, root: Path | None) -> Path:
-    return find_cifar10(root) if data == "cifar10" else find_folder(data, root)
-
-
-def _train_files(folder: Path, normal: str | None) -> list[Path]:
+def _train_files(folder: Path, normal: str) -> list[Path]:
     return train_paths(folder, normal) if normal else files_of(folder)
 
 
@@ -148,19 +139,23 @@ def load_test(data: str, *, size: int, normal_class: str | None = None, root: Pa
     size, and where there are masks but one lacks its image or an anomalous image its mask.
     """
     _check_size(size)
-    normal = _normal_class(data, normal_class, root)
-    if data == "textures":
-        assert normal, "textures always have a normal class"
+    normal, folder = _place(data, normal_class, root)
+    if folder is None:
         return _test_textures(normal, size)
-
-    folder = _folder(data, root)
     if folder.name == BATCHES:
-        assert normal, "one of CIFAR-10's classes is normal"
         return test_batches(folder, normal, size)
-    layout = layout_of(folder)
-    if normal is None or layout is None or not os.path.isdir(folder / layout.test):
-        raise DataError(f"{folder}: has no test images with labels; a test set is laid out as {LAYOUT}")
     return test_folders(folder, normal, size, expected=10_000 if data == "cifar10" else None)
+
+
+def labelled_files(data: str, normal_class: str | None = None, root: Path | None = None) -> list[Path]:
+    """The files that `load_test` reads, images and masks: [] for the embedded textures. Raises DataError."""
+    normal, folder = _place(data, normal_class, root)
+    if folder is None:
+        return []
+    if folder.name == BATCHES:
+        return [folder / "test_batch"]
+    images, masks = test_paths(folder, normal)
+    return images + [mask for each in masks for mask in each]
 
 
 def load_images(paths: Sequence[Path], *, size: int) -> ImageBatch:
@@ -196,7 +191,7 @@ def has_test(data: str, normal_class: str | None = None, root: Path | None = Non
     if data in ("textures", "cifar10"):
         return True
     folder, normal = find_folder(data, root), _normal_class(data, normal_class, root)
-    return folder.name == BATCHES or (normal is not None and has_test_folders(folder, normal))
+    return folder.name == BATCHES or has_test_folders(folder, normal)
 
 
 NEAR, FAR = 1.5, 0.25  # grey levels of 255 at 32 x 32 pixels; share of the usual difference between two images
@@ -238,9 +233,7 @@ def split_normal(
     """
     n = len(images)
     if n < 2 or not 0 < fraction < 1:
-        raise DataError(
-            f"cannot hold out a fraction {fraction} of {n} images: needs 0 < fraction < 1, two images or more"
-        )
+        raise DataError(f"cannot hold out a fraction {fraction} of {n} images: needs 0 < fraction < 1 and two images")
     groups = torch.arange(n) if groups is None else groups
     different = len(groups.unique())
     if different < min(n, 3):
@@ -264,13 +257,21 @@ def _check_size(size: int) -> None:
         raise DataError(f"size {size!r}: must be a whole number of pixels, {takes}, such as 64")
 
 
-def _normal_class(data: str, wanted: str | None, root: Path | None) -> str | None:
-    """The normal class: the one wanted, or the only one there is; None for a folder without classes."""
+def _place(data: str, normal_class: str | None, root: Path | None) -> tuple[str, Path | None]:
+    """The normal class, and the folder of a data set: None for the embedded textures."""
+    normal = _normal_class(data, normal_class, root)
+    if data == "textures":
+        return normal, None
+    return normal, find_cifar10(root) if data == "cifar10" else find_folder(data, root)
+
+
+def _normal_class(data: str, wanted: str | None, root: Path | None) -> str:
+    """The normal class: the one wanted, or the only one there is; "" for a folder without classes."""
     choice = classes(data, root)
     if wanted is None and data == "textures":
         return "brick"
     if wanted is None and len(choice) <= 1:
-        return choice[0] if choice else None
+        return choice[0] if choice else ""
     if wanted not in choice:
         what = "no normal class is named" if wanted is None else f"has no class {wanted!r} that could be the normal one"
         name = "--normal-class (normal_class in Python)"

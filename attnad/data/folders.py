@@ -25,10 +25,12 @@ class NormalSet:
 
     images: uint8 [n, 3, size, size], values 0..255.
     names: n file paths relative to the data set's folder, or names such as 'brick/train/0012'.
+    sizes: (width, height) of n files in pixels, upright; () where images are no files of their own.
     """
 
     images: Tensor
     names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -190,9 +190,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError("holds values outside 0..65535; save it with 8 or 16 bits")
-        image = Image.fromarray(
-            ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
-        )  # rounded; no ties, 257 is odd
+        rounded = (values.astype(np.int32) + 128) // 257  # no ties, 257 is odd
+        image = Image.fromarray(rounded.astype(np.uint8))
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")  # no copy of a large image without need
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -163,9 +163,11 @@ def _test_parts(folder: Path, layout: Layout) -> tuple[list[Path], list[Path]]:
     return [path for path in folders if path not in (folder / layout.truth, folder / "split_csv")], files
 
 
-def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> TestSet:
+def test_paths(folder: Path, normal: str) -> tuple[list[Path], list[list[Path]]]:
+    """The test images of a labelled folder, and the masks of each: none where there are no masks."""
     layout = layout_of(folder)
-    assert layout, "only a labelled folder has a normal class"
+    if layout is None or not os.path.isdir(folder / layout.test):
+        raise DataError(f"{folder}: has no test images with labels; a test set is laid out as {LAYOUT}")
     test, truth = folder / layout.test, folder / layout.truth
     folders, files = _test_parts(folder, layout)
     if files and layout.test != ".":
@@ -186,11 +188,13 @@ def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> 
     for inner in folders:
         found = files_of(inner)
         paths += _split(folder, found)[1] if layout.split and inner.name == normal else found
+    return paths, _mask_paths(test, truth, paths, normal) if os.path.isdir(truth) else [[] for _ in paths]
+
+
+def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> TestSet:
+    paths, mask_paths = test_paths(folder, normal)
     if expected and len(paths) != expected:
         warnings.warn(f"{shown(folder)}: {len(paths)} test images instead of {expected:,}", stacklevel=3)
-    masked = os.path.isdir(truth)
-    mask_paths = _mask_paths(test, truth, paths, normal) if masked else [[] for _ in paths]
-
     images, sizes = read_images(paths, size)
     masks, soft = [], []
     for path, drawn, (mask, blurred) in zip(
@@ -198,8 +202,7 @@ def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> 
     ):
         if path.parent.name == normal and mask.any():
             raise DataError(
-                f"{drawn[0]}: marks a defect in a good image; move the image to {layout.test}/<defect> or empty the "
-                "mask"
+                f"{drawn[0]}: marks a defect in a good image; move {shown(path)} to a defect's folder or empty the mask"
             )
         masks.append(mask)
         soft += blurred
@@ -214,7 +217,7 @@ def test_folders(folder: Path, normal: str, size: int, expected: int | None) -> 
         images=images,
         labels=torch.tensor([kind != "good" for kind in kinds]),
         masks=torch.from_numpy(np.stack(masks)),
-        has_mask=torch.full((len(paths),), masked),
+        has_mask=torch.full((len(paths),), any(mask_paths)),  # each defect has one, or none has
         kinds=kinds,
         names=relative(paths, folder),
     )

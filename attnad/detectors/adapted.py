@@ -107,13 +107,7 @@ class Adapted(Neighbours):
     check: Any = staticmethod(check_adapted)
 
     @classmethod
-    def fit(
-        cls,
-        config: Any,
-        images: Tensor,
-        folder: Path,
-        options: FitOptions,
-    ) -> Adapted:
+    def fit(cls, config: Any, images: Tensor, folder: Path, options: FitOptions) -> Adapted:
         """Adapt the network to normal images, uint8 [n, 3, s, s], then keep their features, into `folder`.
 
         What was stopped goes on. Raises TrainingError on a loss that is not finite, and where there is one image alone;

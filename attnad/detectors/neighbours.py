@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool2d, interpolate, normalize
 from attnad.config import SEED, SIZE, DetectorConfig, Range, Recipe, check_ranges
 from attnad.errors import CheckpointError
 from attnad.features.backbones import lite0, load_lite0_weights
+from attnad.features.neighbours import nearest_distance
 from attnad.score import Scores
 from attnad.train import to_float
 from attnad.training.state import FitOptions
@@ -85,16 +86,6 @@ class FrozenFeatures(nn.Module):
         return normalize(self.body.forward_head(last, pre_logits=True)), avg_pool2d(patches, 3, 1, 1)
 
 
-def nearest_distance(queries: Tensor, stored: Tensor, *, chunk: int = 1024) -> Tensor:
-    """Euclidean distance of each query [m, c] to the nearest of the stored features [k, c]: [m].
-
-    Works through `chunk` queries at a time, so that memory stays near chunk * k numbers.
-    """
-    squares = stored.square().sum(1)
-    nearest = [(squares - 2 * part @ stored.T).amin(1) for part in queries.split(chunk)]  # |q - s|^2 less |q|^2
-    return (torch.cat(nearest) + queries.square().sum(1)).clamp(min=0).sqrt()
-
-
 def neighbour_distances(stored: Tensor) -> Tensor:
     """Distance of each feature [k, c] to the nearest other one: [k]; 0 where there is no other."""
     if len(stored) < 2:
@@ -156,13 +147,7 @@ class Neighbours:
     check = staticmethod(check_neighbours)
 
     @classmethod
-    def fit(
-        cls,
-        config: NeighboursConfig,
-        images: Tensor,
-        folder: Path,
-        options: FitOptions,
-    ) -> Neighbours:
+    def fit(cls, config: NeighboursConfig, images: Tensor, folder: Path, options: FitOptions) -> Neighbours:
         """Keep features of normal images, uint8 [n, 3, s, s], in RUN/neighbours.safetensors; nothing is trained."""
         network = FrozenFeatures().to(options.device).to(memory_format=torch.channels_last)
         whole = config.image_score == "whole"

@@ -150,13 +150,7 @@ class NetworkDetector(nn.Module):
         check_ranges(config, (*_RANGES, judge, *latent, *cls.ranges))
 
     @classmethod
-    def fit(
-        cls,
-        config: NetworkConfig,
-        images: Tensor,
-        folder: Path,
-        options: FitOptions,
-    ) -> NetworkDetector:
+    def fit(cls, config: NetworkConfig, images: Tensor, folder: Path, options: FitOptions) -> NetworkDetector:
         """Train on normal images, uint8 [n, 3, s, s], into RUN/RECIPE.safetensors, or go on where it stopped.
 
         Raises TrainingError on values that make no sense and on a loss that is not finite, CheckpointError on a state

@@ -36,13 +36,7 @@ class Paper:
     check = staticmethod(check)
 
     @classmethod
-    def fit(
-        cls,
-        config: PaperConfig,
-        images: Tensor,
-        folder: Path,
-        options: FitOptions,
-    ) -> Paper:
+    def fit(cls, config: PaperConfig, images: Tensor, folder: Path, options: FitOptions) -> Paper:
         """Train both stages, or go on where they stopped; `options.stage1` is a finished run with the same stage 1."""
         training: dict[str, Any] = {
             "device": options.device, "folder": folder,

@@ -1,6 +1,7 @@
 """Score images as they arrive in a folder; a kill at any moment loses nothing, and the same command goes on.
 
-OUT/follow.json    the run, the threshold and the folder that the table is of, written first
+OUT/follow.json    the run, the threshold and the folder that the table is of, written first; and under "changed" what
+                   has changed since training, by the last photographs
 
 The rest of the folder is as `attnad.report.scoring` says. Lines come in the order of arrival, and an image that stands
 there is not scored again.
@@ -10,19 +11,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from attnad.data.folders import walk
 from attnad.errors import DataError, shown
 from attnad.report.report import cell, shrunk
 from attnad.report.scoring import ScoreTable, opened, write_report_of
 from attnad.run.run import FileScore, Run
+from attnad.training.storage import save_json
 
 LOOK = 0.5  # seconds between looks into the folder
 SETTLED = 1.0  # seconds that a file must stay unchanged before it is read
 PATIENCE = 30.0  # seconds until a person is warned of a file that cannot be read
+LAST, DEFECTIVE = 20, 0.5  # photographs that are compared with training; the share that may be defective
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp")  # names until the last byte is written
 
 
@@ -52,9 +57,10 @@ def follow(
         raise DataError(f"{folder}: there is no such folder; make it, images may arrive later")
     folder = folder.resolve()  # the names in the table are the same from wherever the command is given
     facts = {"run": name, "date": run.facts.get("date"), "threshold": threshold, "folder": str(folder)}
-    with opened(out, "follow.json", facts, threshold=threshold, numbers=numbers) as scored:
+    with opened(run, out, "follow.json", facts, threshold=threshold, numbers=numbers) as scored:
         scored.begin()
-        following = _Following(run, folder, scored)
+        following = _Following(run, folder, scored, lambda changed: save_json(out / "follow.json", facts | changed))
+        following.note({})  # of those that come from now on
         n = len(scored.lines)
         print(f"Following {shown(folder)}; {n} images are scored already. Ctrl-C ends it with the report", flush=True)
         try:
@@ -69,7 +75,7 @@ def follow(
         if not scored.lines:
             print("No image came, so there is no report")
             return
-        report = write_report_of(run, scored, following.files, notes)
+        report = write_report_of(run, scored, following.files, notes, following.changed)
         flagged = sum(score > threshold for score in scored.scores())
         print(f"{flagged} of {len(scored.lines)} images look anomalous: {report}")
 
@@ -81,6 +87,9 @@ class _Following:
     run: Run
     folder: Path
     scored: ScoreTable
+    note: Callable[[dict[str, Any]], None]  # writes what has changed
+    last: deque[tuple[Sequence[float], float]] = field(default_factory=lambda: deque(maxlen=LAST))  # looks and scores
+    changed: dict[str, str] = field(default_factory=dict)
     waiting: dict[Path, _Waiting] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)  # in the folder, at the last look
     warned: bool = False  # that images are shrunk
@@ -124,6 +133,13 @@ class _Following:
         if not self.warned and (word := shrunk([self.run.seen(scored.size)], self.run.config.size)):
             print(word, flush=True)
             self.warned = True
+        self.last.append((scored.looks, scored.score))
+        looks, scores = zip(*self.last, strict=True)
+        before, self.changed = self.changed, self.run.changed(looks, scores, defective=DEFECTIVE)
+        if before.keys() != self.changed.keys():
+            said = "; ".join(self.changed.values()) or "as what was learned from"
+            print(f"The last {len(looks)}: {said}", flush=True)
+            self.note({"changed": self.changed} if self.changed else {})
 
 
 def _tell(path: Path, wait: _Waiting, problem: str, since: float | None = None) -> None:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from matplotlib.figure import (
-        Figure,
-    )  # matplotlib writes a cache into the user's home as it loads: only where needed
+if TYPE_CHECKING:  # matplotlib writes a cache into the user's home as it loads: only where needed
+    from matplotlib.figure import Figure
 
 COLOURS = "inferno"  # even steps in lightness, readable by colour-blind eyes too; bright is anomalous
 ATTENTION = "attention: 0 anomalous, 1 normal"  # the one scale that is drawn the other way round, dark at 1
@@ -45,13 +43,7 @@ def overlay(images: Tensor, maps: Tensor) -> Tensor:
     return (images.float().mean(1, keepdim=True) / 255 + colours.float()) / 2
 
 
-def gallery(
-    rows: Mapping[str, Tensor],
-    titles: Sequence[str],
-    *,
-    title: str = "",
-    label: str = ATTENTION,
-) -> Figure:
+def gallery(rows: Mapping[str, Tensor], titles: Sequence[str], *, title: str = "", label: str = ATTENTION) -> Figure:
     """Draw one row for each name and tensor of n images' pictures or maps, with a title over each column.
 
     Pictures are [n, 3, s, s], uint8 or float in [0, 1]; maps are float [n, s, s] in [0, 1], masks bool [n, s, s].

@@ -26,7 +26,7 @@ from attnad.training.storage import write_atomically
 
 MAP_SIDE, THUMBNAIL_SIDE = 1024, 320  # longest sides in pixels: of the files in maps/, of the pictures in the page
 MOST_SHRUNK, SEEN = 4, 2  # times on a side without a word; pixels of the run that a defect should have at least
-HEAD = ("file", "score", "anomalous", "threshold", "map_mean", "map_max", "map")  # of scores.csv
+HEAD = ("file", "score", "p_value", "anomalous", "threshold", "map_mean", "map_max", "map")  # of scores.csv
 
 
 @cache
@@ -83,10 +83,12 @@ def write_map(
     return file
 
 
-def row(path: Path, score: float, threshold: float, anomaly_map: Tensor, file: str) -> tuple[Any, ...]:
-    """An image's line of scores.csv, as HEAD names its cells."""
+def row(
+    path: Path, score: float, p_value: float | str, threshold: float, anomaly_map: Tensor, file: str
+) -> tuple[Any, ...]:
+    """An image's line of scores.csv, as HEAD names its cells; an empty p-value is not known."""
     verdict = "yes" if score > threshold else "no"
-    return cell(path), score, verdict, threshold, anomaly_map.mean().item(), anomaly_map.max().item(), file
+    return cell(path), score, p_value, verdict, threshold, anomaly_map.mean().item(), anomaly_map.max().item(), file
 
 
 def shrunk(sizes: Sequence[tuple[int, int]], side: int) -> str:
@@ -124,9 +126,12 @@ class Axis(NamedTuple):
 
 
 def card(
-    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float
+    path: Path, image: Tensor, anomaly_map: Tensor, size: tuple[int, int], score: float, peak: float, rarity: str = ""
 ) -> dict[str, Any]:
-    """An image's place in the page: the photograph, its map over it, its score and the map's highest value, `peak`."""
+    """An image's place in the page: the photograph, its map over it, its score and the map's highest value, `peak`.
+
+    `rarity` is a sentence that says how many good photographs look as odd.
+    """
     size = _fit(size, THUMBNAIL_SIDE)
     return {
         "path": _plain(path),
@@ -136,6 +141,7 @@ def card(
         "size": size,
         "score": score,
         "peak": peak,
+        "rarity": rarity,
     }
 
 

@@ -10,7 +10,6 @@ More than 300 lines: a run's life, from the claim on its folder to its evaluatio
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -33,6 +32,8 @@ from attnad.detectors import DETECTORS, detector_class
 from attnad.detectors.paper import stage1_hash
 from attnad.errors import CheckpointError, DataError, SettingError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
+from attnad.run import drift
+from attnad.run.calibration import p_values, threshold_for
 from attnad.run.region import Region, check_region, claim_region, load_region
 from attnad.run.self_check import synthetic_check
 from attnad.score import Scores, check_images
@@ -46,11 +47,12 @@ BATCH = 16  # photographs that are read and scored at once
 
 class FileScore(NamedTuple):
     """score: of the image. map: [h, w] in [0, 1], at the run's size or, of tiles, the photograph's. size: its own
-    (width, height) in pixels, upright."""
+    (width, height) in pixels, upright. looks: of the image, as `attnad.run.drift.NAMES` says."""
 
     score: float
     map: Tensor
     size: tuple[int, int]
+    looks: list[float]
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ class Run:
             good = [each for each in found if not isinstance(each, DataError)]
             scored: Iterator[FileScore] = iter(())
             if good:
-                scores = self.score(to_tensor(np.stack([pixels for pixels, _ in good])))
+                images = to_tensor(np.stack([pixels for pixels, _ in good]))
+                scores = self.score(images)
                 assert scores.maps is not None, "who judges files has asked for maps"
                 sizes = [size for _, size in good]
-                scored = map(FileScore, self.image_scores(scores).tolist(), scores.maps, sizes)
+                looks = [[*found, *size] for found, size in zip(self._looks(images).tolist(), sizes, strict=True)]
+                scored = map(FileScore, self.image_scores(scores).tolist(), scores.maps, sizes, looks)
             yield [
                 (path, each if isinstance(each, DataError) else next(scored))
                 for path, each in zip(part, found, strict=True)
@@ -111,9 +115,12 @@ class Run:
         return found
 
     def _score_tiles(self, path: Path) -> FileScore | DataError:
+        looks = list[Tensor]()
+
         def score(tiles: Tensor) -> tuple[Tensor, Tensor]:
             scores = self.score(tiles)
             assert scores.maps is not None, "who judges files has asked for maps"
+            looks.append(self._looks(tiles))
             return self.image_scores(scores), scores.maps
 
         assert self.tiles, "only a run with tiles cuts photographs"
@@ -122,7 +129,11 @@ class Run:
         except DataError as error:
             return error
         found, joined = self.tiles.score(pixels, self.config.size, score)
-        return FileScore(found, joined, (pixels.shape[1], pixels.shape[0]))
+        size = (pixels.shape[1], pixels.shape[0])
+        return FileScore(found, joined, size, [*torch.cat(looks).median(0).values.tolist(), *size])
+
+    def _looks(self, images: Tensor) -> Tensor:
+        return drift.measure(images, self.facts.get("looks", {}))
 
     def seen(self, size: tuple[int, int]) -> tuple[int, int]:
         """What of a photograph of this (width, height) becomes one image of the run's size: all of it, or a tile."""
@@ -137,29 +148,30 @@ class Run:
         """The image score that the run's recipe fixed in advance: [n], higher = more anomalous (D20)."""
         return scores.image[self.config.image_score]
 
-    def threshold_for(self, false_alarms: float) -> float:
-        """The threshold that new normal images exceed at a rate in (0, 1), on average over draws of held-out images.
+    @property
+    def calibration(self) -> list[float]:
+        """Scores of good photographs that the detector was not fitted to; none in a run of an earlier version."""
+        return self.facts.get("held_out_scores", [])
 
-        It is the held-out scores' quantile at place (1 - rate)(n + 1), which lies among n scores from n + 1 >= 1 / rate
-        on. Raises SettingError on another rate and on one that needs more images than were held out, CheckpointError
-        on a run of a version that kept no scores.
-        """
-        if not 0 < false_alarms < 1:
-            raise SettingError(f"a rate of false alarms of {false_alarms}: give a share between 0 and 1, such as 0.01")
-        scores = self.facts.get("held_out_scores")
-        if not scores:
-            raise CheckpointError(
-                "the run was made by a version that kept no scores of held-out images; give a threshold instead, or "
-                "train again into another folder"
-            )
-        needed = math.ceil(1 / false_alarms - 1e-9) - 1
-        if len(scores) < needed:
-            possible = math.ceil(1000 / (len(scores) + 1)) / 1000
-            raise SettingError(
-                f"a rate of false alarms of {false_alarms} needs {needed} held-out normal images, and the run has "
-                f"{len(scores)}; choose {possible} or more, or train on about {10 * needed} images"
-            )
-        return float(np.quantile(scores, 1 - false_alarms, method="weibull"))
+    @property
+    def calibrating(self) -> float:
+        """The share of the training photographs that `calibration` comes from: all of them, or a tenth held out."""
+        return 1 if "calibrated_on" in self.facts else 0.1
+
+    def p_values(self, scores: Any) -> np.ndarray:
+        """The share of good photographs that look as odd: [n] -> [n]; see `attnad.run.calibration.p_values`."""
+        return p_values(scores, self.calibration)
+
+    def changed(self, looks: Sequence[Sequence[float]], scores: Any, *, defective: float) -> dict[str, str]:
+        """What has changed since training; see `attnad.run.drift.compare`. A run of an earlier version says nothing."""
+        if "looks" not in self.facts:
+            return {}
+        m = len(self.calibration)
+        return drift.compare(looks, self.facts["looks"], self.p_values(scores) if m else [], m, defective=defective)
+
+    def threshold_for(self, false_alarms: float) -> float:
+        """The threshold that new normal images exceed at a rate; see `attnad.run.calibration.threshold_for`."""
+        return threshold_for(self.calibration, false_alarms, share=self.calibrating)
 
 
 def train_run(
@@ -210,19 +222,28 @@ def train_run(
             return finished
         options = FitOptions(chosen, data_root, stage1, save_seconds, progress)
         if tiles is None:
-            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root).images
-            return learn(config, normal, folder, options, files=files_sum(files), region=marked)
+            normal = load_train(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
+            found = files_sum(files)
+            return learn(config, normal.images, folder, options, files=found, sizes=normal.sizes, region=marked)
         if not files or config.data == "cifar10":
             raise DataError(f"{config.data}: its images are small; tiles are for a folder of photographs")
         return _learn_tiles(config, files, folder, options, tiles)
 
 
 def learn(
-    config: Any, normal: Tensor, folder: Path, options: FitOptions, *, files: str = "", region: Region | None = None
+    config: Any,
+    normal: Tensor,
+    folder: Path,
+    options: FitOptions,
+    *,
+    files: str = "",
+    sizes: Sequence[tuple[int, int]] = (),
+    region: Region | None = None,
 ) -> Run:
     """Train a detector on images in memory, uint8 [n, 3, s, s], all normal, into a folder; see `train_run`.
 
-    `files` is `attnad.data.files_sum` of the files that they were read from. Raises TrainingError on fewer than three.
+    `files` is `attnad.data.files_sum` of the files that they were read from, sizes are their (width, height), where
+    they are known. Raises TrainingError on fewer than three.
     """
     _check_enough(config.data, len(normal))
     groups = near_copies(normal)
@@ -231,13 +252,14 @@ def learn(
     def score(run: Run) -> Tensor:
         return run.image_scores(run.score(held_out))
 
-    return _learn(config, images, folder, options, groups, len(images), score, held_out, files, region=region)
+    return _learn(config, images, folder, options, groups, len(images), score, held_out, files, sizes, region=region)
 
 
 def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitOptions, tiles: Tiles) -> Run:
     """Train on tiles of photographs; photographs are held out, not tiles."""
     _check_enough(config.data, len(paths))
-    groups = near_copies(read_images(paths, 32)[0])
+    small, sizes = read_images(paths, 32)
+    groups = near_copies(small)
     fit, held_out = split_normal(torch.arange(len(paths)), seed=config.seed, groups=groups)
     for i in held_out:
         tiles.read(paths[i])  # one that cannot be used is better known before training
@@ -247,7 +269,7 @@ def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitO
     def score(run: Run) -> Tensor:
         return torch.tensor([_score_of(run, paths[i]) for i in held_out])
 
-    return _learn(config, images, folder, options, groups, len(fit), score, shown, files_sum(paths), tiles=tiles)
+    return _learn(config, images, folder, options, groups, len(fit), score, shown, files_sum(paths), sizes, tiles=tiles)
 
 
 def _learn(
@@ -260,6 +282,7 @@ def _learn(
     score_held_out: Callable[[Run], Tensor],
     held_out: Tensor,
     files: str,
+    sizes: Sequence[tuple[int, int]],
     *,
     region: Region | None = None,
     tiles: Tiles | None = None,
@@ -280,6 +303,7 @@ def _learn(
         n_normal=len(groups),
         files=files,
         images=fingerprint(images),
+        looks=drift.describe_normal(images, sizes),
         synthetic=synthetic_check(
             run.score,
             config.image_score,
@@ -400,8 +424,9 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "n_normal": lambda v: type(v) is int,
     "held_out_scores": lambda v: isinstance(v, list) and all(map(_is_number, v)),
     "synthetic": _is_check,
+    "looks": drift.is_description,
 }
-_YOUNGER = ("n_copies", "n_normal", "held_out_scores", "synthetic")  # than some runs
+_YOUNGER = ("n_copies", "n_normal", "held_out_scores", "synthetic", "looks")  # than some runs
 
 
 def load_run(folder: Path, *, device: str = "auto") -> Run:

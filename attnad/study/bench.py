@@ -77,16 +77,10 @@ def bench(
     for stage, train in (("attention", _usual_attention), ("adgan", _usual_adgan)):
         data = _UsualData(images, config.augment, anomalies=stage == "attention" or adgan.synthetic_fakes)
         batch = getattr(config, stage).batch
-        pinned = device.type == "cuda"
         loader = DataLoader(
-            data,
-            batch,
-            shuffle=True,
-            drop_last=True,
-            num_workers=workers,
-            pin_memory=pinned,
-            persistent_workers=workers > 0,
-        )
+            data, batch, shuffle=True, drop_last=True,
+            num_workers=workers, pin_memory=device.type == "cuda", persistent_workers=workers > 0,
+        )  # fmt: skip
         step, rates = train(config, device, network), []
         for _ in range(1 + epochs):
             started = time.perf_counter()
@@ -95,12 +89,8 @@ def bench(
             rates.append(len(loader) * batch / (time.perf_counter() - started))
         usual[stage] = statistics.median(rates[1:])
     result["images_per_second"] = {
-        stage: {
-            "ours": round(ours[stage], 1),
-            "usual": round(usual[stage], 1),
-            "ratio": round(ours[stage] / usual[stage], 2),
-        }
-        for stage in ours
+        stage: {"ours": round(rate, 1), "usual": round(usual[stage], 1), "ratio": round(rate / usual[stage], 2)}
+        for stage, rate in ours.items()
     }
     return result
 
@@ -127,13 +117,11 @@ def _rates(path: Path, n: int, batches: dict[str, int]) -> dict[str, float]:
     """Images per second of the median epoch, without the first, from a log's seconds."""
     with open(path, newline="", encoding="utf-8") as file:
         seconds = {(line["stage"], int(line["epoch"])): float(line["seconds"]) for line in csv.DictReader(file)}
-    return {
-        stage: n
-        // batch
-        * batch
-        / statistics.median(s for (name, epoch), s in seconds.items() if name == stage and epoch > 1)
-        for stage, batch in batches.items()
+    medians = {
+        stage: statistics.median(s for (name, epoch), s in seconds.items() if name == stage and epoch > 1)
+        for stage in batches
     }
+    return {stage: n // batch * batch / medians[stage] for stage, batch in batches.items()}
 
 
 def _milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:

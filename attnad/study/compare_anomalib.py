@@ -61,15 +61,16 @@ def fit_ours(name: str, images: Tensor, device: torch.device) -> Predict:
     return predict
 
 
-def fit_theirs(name: str, images: Tensor, device: torch.device) -> Predict:
-    """Fit one of anomalib's detectors to the same."""
+def fit_theirs(name: str, images: Tensor, device: torch.device, seed: int = 0) -> Predict:
+    """Fit one of anomalib's detectors to the same. Raises SettingError where anomalib is not installed."""
+    anomalib_version()
     from anomalib.models.components import TimmFeatureExtractor
     from anomalib.models.image.padim.torch_model import PadimModel
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
     from anomalib.models.image.supersimplenet import torch_model as supersimplenet
 
-    torch.manual_seed(0)  # anomalib draws channels, patches, weights and noise from the global generators
-    np.random.seed(0)  # noqa: NPY002 (the one that it draws from)
+    torch.manual_seed(seed)  # anomalib draws channels, patches, weights and noise from the global generators
+    np.random.seed(seed)  # noqa: NPY002 (the one that it draws from)
     lite0, strides = "tf_efficientnet_lite0", {4: "blocks.1", 8: "blocks.2", 16: "blocks.4"}
     model: Any
     if name == "anomalib PaDiM":
@@ -138,16 +139,31 @@ def train_supersimplenet(model: Any, prepared: Callable[[Tensor], Tensor], image
         rates.step()
 
 
+def anomalib_version() -> str:
+    """Name the version of anomalib that is installed. Raises SettingError where none is."""
+    try:
+        return version("anomalib")
+    except PackageNotFoundError as error:
+        raise SettingError(f"to set anomalib beside ours needs other packages: {remedy('anomalib')}") from error
+
+
+def milliseconds(predict: Callable[[Tensor], Any], images: Tensor) -> float:
+    """The median time of one image at a time, in milliseconds, of up to forty less the first ten."""
+    times = []
+    for image in images[:40].split(1):
+        started = time.perf_counter()
+        predict(image)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[10:])
+
+
 @torch.no_grad()
 def beside(folder: Path, *, size: int = 256, device: str = "cpu") -> list[dict[str, Any]]:
     """Fit, predict with and time each detector on a data set laid out as MVTec AD: a row of HEADER's columns each.
 
     Raises SettingError where anomalib is not installed.
     """
-    try:
-        release = version("anomalib")
-    except PackageNotFoundError as error:
-        raise SettingError(f"to set anomalib beside ours needs other packages: {remedy('anomalib')}") from error
+    release = anomalib_version()
     data, test = str(folder), load_test(str(folder), size=size)
     images = load_train(data, size=size).images
     where = torch.device(device)
@@ -164,16 +180,11 @@ def beside(folder: Path, *, size: int = 256, device: str = "cpu") -> list[dict[s
         predict = (fit_ours if name in OURS else fit_theirs)(name, images, where)
         fitted = time.perf_counter() - started
         scores, maps = predict(test.images)
-        times = []
-        for image in test.images[:40].split(1):
-            started = time.perf_counter()
-            predict(image)
-            times.append(1000 * (time.perf_counter() - started))
         figures = {
             "image_auroc": f"{auroc(test.labels.numpy(), scores.numpy()):.4f}",
             "pixel_auroc": f"{auroc(test.masks[known].flatten().numpy(), maps[known].flatten().numpy()):.4f}",
             "fit_seconds": f"{fitted:.1f}",
-            "milliseconds": f"{statistics.median(times[10:]):.1f}",
+            "milliseconds": f"{milliseconds(predict, test.images):.1f}",
         }
         rows.append(common | {"detector": name} | figures)
         print(f"{folder.name}, {name}: " + ", ".join(f"{k} {v}" for k, v in figures.items()), flush=True)

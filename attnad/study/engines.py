@@ -23,7 +23,7 @@ from filelock import FileLock
 from PIL import Image
 
 from attnad.config import PaperConfig
-from attnad.data import TestSet, load_test, normal_files
+from attnad.data import TestSet, files_sum, labelled_files, load_test, normal_files
 from attnad.data.folders import data_root as find_root
 from attnad.data.folders import find_folder
 from attnad.detectors.guided import GuidedConfig, attention_config
@@ -55,18 +55,22 @@ def measure(
     Returns what `evaluate_run` returns, with "facts", "dataset" and "commit"; raises what training and data raise.
     """
     folder, data_root = runs / folder_name(config), root_of(config.data, data_root)
-    path = folder / "metrics.json"
+    path, names = folder / "metrics.json", (config.data, config.normal_class, data_root)
+    stale = ""  # the sum of other test images than those that are there now
     if path.exists():
         outcome = load_json(path)
         with suppress(DataError):  # what was measured stands where the data are no longer
-            files = normal_files(config.data, config.normal_class, data_root)
-            check_same(outcome["facts"], files, config.data, folder)
-        return outcome
+            check_same(outcome["facts"], normal_files(*names), config.data, folder)
+            if "test_files" in outcome and outcome["test_files"] != files_sum(labelled_files(*names)):
+                stale = outcome["test_files"]  # not in a file of an earlier version
+        if not stale:
+            return outcome
+        print(f"{config.data}: its test images have changed since {path} was written; they are scored anew")
     stage1 = _same_stage1(config, runs)
     run = train_run(config, folder, stage1=stage1, device=device, data_root=data_root, progress=progress)
     with FileLock(folder / ".lock"):  # the run's own: another process may have waited for its training too
-        if path.exists():
-            return load_json(path)
+        if path.exists() and (there := load_json(path)).get("test_files") != stale:
+            return there
         # Test images are read no earlier than the weights are final.
         test = load_test(config.data, size=config.size, normal_class=config.normal_class, root=data_root)
         outcome = evaluate_run(run, test) | {"facts": run.facts}
@@ -74,6 +78,7 @@ def measure(
             "n_good": int((~test.labels).sum()),
             "dataset": _dataset(config.data, test, data_root),
             "commit": commit,
+            "test_files": files_sum(labelled_files(*names)),
         }
         save_json(path, outcome)
     return outcome
@@ -253,11 +258,8 @@ def reproduce(
         planned = tables.jobs(table, classes=classes or classes_there(table, data_root), **values)
     root = find_root(data_root).resolve()
     arguments: dict[str, Any] = {
-        "runs": runs.resolve(),
-        "data_root": root,
-        "device": device,
-        "commit": current_commit(),
-    }
+        "runs": runs.resolve(), "data_root": root, "device": device, "commit": current_commit(),
+    }  # fmt: skip
     if engine == "ray":
         ended = run_on_ray(planned, jobs_per_gpu=jobs_per_gpu, **arguments)
     elif jobs > 1 or minutes is not None:

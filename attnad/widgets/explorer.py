@@ -8,17 +8,7 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-from attnad.widgets.front import (
-    COLORMAPS,
-    Widget,
-    coloured,
-    module,
-    pack_images,
-    pack_unit,
-    palettes,
-    strip,
-    style,
-)
+from attnad.widgets.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
 
 
 class AttentionExplorer(Widget):

@@ -12,17 +12,7 @@ from torch import Tensor
 from attnad.data import load_test
 from attnad.run.export import ExportedRun
 from attnad.run.run import Run
-from attnad.widgets.front import (
-    COLORMAPS,
-    Widget,
-    coloured,
-    module,
-    pack_images,
-    pack_unit,
-    palettes,
-    strip,
-    style,
-)
+from attnad.widgets.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
 
 # What is shown of the paper's detector, and how it is called; of others, the score that judges an image.
 PAPER_SCORES = {"adgan": "ADGAN score", "attention": "Attention score"}

@@ -13,17 +13,7 @@ from torch import Tensor
 
 from attnad.augmentations import color_jitter, cut_and_fill, permute_patches, random_orders, rotate
 from attnad.config import AugmentConfig
-from attnad.widgets.front import (
-    COLORMAPS,
-    Widget,
-    coloured,
-    module,
-    pack_images,
-    pack_unit,
-    palettes,
-    strip,
-    style,
-)
+from attnad.widgets.front import COLORMAPS, Widget, coloured, module, pack_images, pack_unit, palettes, strip, style
 
 _CONFIG = AugmentConfig()
 
