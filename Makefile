@@ -4,7 +4,7 @@
 PYTHON ?= python3
 INSTALL := .venv/bin/python -m pip install --disable-pip-version-check -e
 CACHE := book/_build/.jupyter_cache
-PLAYGROUND := book/_build/web/explore/strong.onnx
+PLAYGROUND := book/_build/web/explore/discriminators.onnx
 # Programs of .venv first, for the notebooks' shell commands too. PyTorch's threads sleep while they wait for each other:
 # spinning, its default, makes training many times slower as soon as another program wants a core.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=passive
@@ -69,10 +69,10 @@ book/_build/web/.fresh: $(BOOK) $(wildcard book/web/*)
 	@touch $@
 
 # One covariance for all places keeps the playground's model small: brick is brick everywhere.
-$(PLAYGROUND): book/_build/web/.fresh attnad/features/places.py attnad/detectors/strong.py attnad/run/export.py
-	rm -rf book/_build/strong
-	$(RUN) attnad train textures --recipe strong --shrink 1 --out book/_build/strong
-	$(RUN) attnad export book/_build/strong $@
+$(PLAYGROUND): book/_build/web/.fresh attnad/features/places.py attnad/detectors/gaussian.py attnad/run/export.py
+	rm -rf book/_build/discriminators
+	$(RUN) attnad train textures --recipe discriminators --shrink 1 --out book/_build/discriminators
+	$(RUN) attnad export book/_build/discriminators $@
 
 # The chapters are run as many at once as there are cores: Jupyter Book runs them one after the other.
 define EXECUTE

@@ -42,8 +42,8 @@ Recipe = Annotated[  # of a field, whose type then names the recipes of that det
         metavar=f"{{{','.join(DETECTORS)}}}",
         help="Where the other values come from; by default strong for a folder, quick for the others. quick, for a "
         "laptop's CPU; paper, as close to the paper as it says; strong, for photographs; gaussian, one Gaussian a "
-        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip connections, "
-        "alone; guided, discriminators on features times that map; "
+        "place alone; discriminators, the same and a discriminator a level; map, an attention map with skip "
+        "connections, alone; guided, discriminators on features times that map; "
         "neighbours, nearest neighbours on frozen features; adapted, the same on features that were first adapted to "
         "the normal images, for whole images; dcgan, the GAN on images of the paper's table 1; "
         f"{', '.join(BASELINES)}, systems that the paper compares itself with.",
@@ -403,6 +403,21 @@ _CONSTANT: dict[str, dict[str, Any]] = {  # of the detector's class now
 }
 
 
+def first_name(recipe: Any) -> Any:
+    """What a recipe was called first: files and folders know it by that, so that those from before are found."""
+    return "strong" if recipe == "discriminators" else recipe
+
+
+def now_called(values: Any) -> Any:
+    """A file's values with its recipe as it is called now: until there was another `strong`, that was discriminators.
+
+    Noise among the values tells the two apart.
+    """
+    if isinstance(values, dict) and values.get("recipe") == "strong" and "noise" in values:
+        return values | {"recipe": "discriminators"}
+    return values
+
+
 def _past(cls: type, recipe: Any, *tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What tables say of a class and of a recipe."""
     return {k: v for table in tables for key in (cls.__name__, str(recipe)) for k, v in table.get(key, {}).items()}
@@ -443,12 +458,15 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Say in words which values of two configurations, as plain dictionaries of the same keys, differ."""
+    """Say in words which values of two configurations, as plain dictionaries, differ.
+
+    A value that only one has is not named: it is of another recipe, and that is.
+    """
     found = []
     for key, value in there.items():
         if isinstance(value, dict):
-            found += differences(value, here[key], f"{prefix}{key}.")
-        elif value != here[key]:
+            found += differences(value, here.get(key, value), f"{prefix}{key}.")
+        elif value != here.get(key, value):
             found.append(f"{prefix}{key} is {value!r} there, {here[key]!r} here")
     return found
 
@@ -461,15 +479,16 @@ def short_hash(values: dict[str, Any]) -> str:
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that stand for a configuration, in the names of runs' folders and in results.csv.
 
-    Fields count by their first names, and those that are constants now, or did nothing and are gone, as they were by
-    default, so that runs from before are found.
+    Fields and recipes count by their first names, and fields that are constants now, or did nothing and are gone, as
+    they were by default, so that runs from before are found.
     """
 
     def values(part: Any) -> Any:
         if not is_dataclass(part):
             return part
         named = {f.metadata.get("was", f.name): values(getattr(part, f.name)) for f in fields(part)}
-        return named | _past(type(part), named.get("recipe"), _CONSTANT, _IDLE)
+        named |= _past(type(part), named.get("recipe"), _CONSTANT, _IDLE)
+        return {k: first_name(v) if k == "recipe" else v for k, v in named.items()}
 
     return short_hash(values(config))
 

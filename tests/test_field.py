@@ -19,7 +19,7 @@ from attnad.errors import DataError
 from attnad.run.run import Run, train_run
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-FROZEN = ["strong", "gaussian", "neighbours"]
+FROZEN = ["strong", "discriminators", "gaussian", "neighbours"]
 
 
 def trained(name: str, folder: Path, *, size: int = 64, n: int = 24) -> Run:
@@ -27,7 +27,7 @@ def trained(name: str, folder: Path, *, size: int = 64, n: int = 24) -> Run:
     if not (folder / "good").exists():
         write_images(folder / "good", textures.train_crops("brick", 64)[:n])
     config = replace(recipe(name, str(folder / "good")), size=size)
-    if name == "strong":
+    if name == "discriminators":
         config = replace(config, steps=20, batch=1024)
     return train_run(config, folder / f"{name}-{size}", device="cpu", progress=False)
 
@@ -62,7 +62,7 @@ def test_sides_that_are_no_power_of_two(name, size, tmp_path):
     assert scores.maps.shape == (3, size, size)
 
 
-@pytest.mark.parametrize("name", ["strong", "gaussian"])
+@pytest.mark.parametrize("name", ["discriminators", "gaussian"])
 def test_what_is_kept_does_not_grow_with_the_photographs(name, tmp_path):
     """#228, #372 and amazon-science/patchcore-inspection #38, #69: a memory of all images fills the machine's."""
     sizes = []

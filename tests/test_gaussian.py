@@ -1,4 +1,4 @@
-"""Recipes strong and gaussian, from normal images to scores, on real crops and painted squares."""
+"""Recipes gaussian and discriminators, from normal images to scores, on real crops and painted squares."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from attnad.cli import main
+from attnad.config import GaussianConfig
 from attnad.data import load_test, load_train, split_normal, textures
-from attnad.detectors import recipe, strong
+from attnad.detectors import gaussian, recipe
 from attnad.errors import CheckpointError, DataError, TrainingError
 from attnad.metrics import auroc, evaluate_scores, normal_threshold
 from attnad.run.export import export_run, load_exported
@@ -27,10 +28,10 @@ from attnad.training.storage import load_json, load_tensors, save_json, save_ten
 from attnad.widgets import PaintDefect
 
 SIZE = 64
-CONFIG = replace(recipe("strong", "textures"), steps=60, batch=2048)
+CONFIG = replace(recipe("discriminators", "textures"), steps=60, batch=2048)
 
 
-def train(config: strong.GaussianConfig, folder: Path, **arguments) -> Run:
+def train(config: GaussianConfig, folder: Path, **arguments) -> Run:
     return train_run(config, folder, device="cpu", progress=False, **arguments)
 
 
@@ -44,7 +45,7 @@ def few():
 
 @pytest.fixture(scope="module")
 def run(few, tmp_path_factory) -> tuple[Run, Path]:
-    folder = tmp_path_factory.mktemp("strong")
+    folder = tmp_path_factory.mktemp("discriminators")
     return train(CONFIG, folder), folder
 
 
@@ -108,10 +109,10 @@ def test_the_same_seed_gives_the_same_file(run, tmp_path):
     assert (tmp_path / "other" / name).read_bytes() != (run[1] / name).read_bytes()
 
 
-def test_gaussian_is_strong_without_steps(run, test_set, tmp_path):
-    gaussian = train(replace(recipe("gaussian", "textures"), seed=CONFIG.seed), tmp_path)
-    assert gaussian.config == replace(CONFIG, recipe="gaussian", steps=0, batch=gaussian.config.batch)
-    scores, both = gaussian.score(test_set.images[:8]), run[0].score(test_set.images[:8])
+def test_gaussian_is_discriminators_without_steps(run, test_set, tmp_path):
+    bare = train(replace(recipe("gaussian", "textures"), seed=CONFIG.seed), tmp_path)
+    assert bare.config == replace(CONFIG, recipe="gaussian", steps=0, batch=bare.config.batch)
+    scores, both = bare.score(test_set.images[:8]), run[0].score(test_set.images[:8])
     torch.testing.assert_close(scores.maps, scores.parts["gaussian"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores.parts["gaussian"], both.parts["gaussian"], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(both.parts["discriminator"], both.parts["gaussian"], atol=1e-3)
@@ -123,7 +124,7 @@ def test_a_place_is_a_fake_where_a_quarter_of_it_is_stained(run, test_set):
     a_ano = torch.ones(len(x), 1, SIZE, SIZE)
     a_ano[2, 0, 16:32, 16:32] = 0  # whole places of every level
     a_ano[3, 0, 0, 0] = 0  # a quarter of one place of stride 4: images of 64 pixels are enlarged to 128
-    found = strong._whitened(levels, [(x, a_ano)], len(x), torch.Generator().manual_seed(0))
+    found = gaussian._whitened(levels, [(x, a_ano)], len(x), torch.Generator().manual_seed(0))
     for level, (kept, white) in enumerate(zip(found, levels.white(x), strict=True)):
         side = white.shape[-1]
         part = slice(side // 4, side // 2)
@@ -174,14 +175,14 @@ def test_the_log_says_what_the_judges_learned(run):
 
 def test_a_judge_keeps_no_more_numbers_than_it_may(monkeypatch, few, test_set, tmp_path):
     seen = []
-    real = strong.train_discriminator
+    real = gaussian.train_discriminator
 
     def watched(judge, features, *arguments, **more):
         seen.append(features.numel())
         return real(judge, features, *arguments, **more)
 
-    monkeypatch.setattr(strong, "train_discriminator", watched)
-    monkeypatch.setattr(strong, "KEPT_NUMBERS", 400_000)
+    monkeypatch.setattr(gaussian, "train_discriminator", watched)
+    monkeypatch.setattr(gaussian, "KEPT_NUMBERS", 400_000)
     run = train(replace(CONFIG, steps=5), tmp_path)
     assert sum(seen) <= 400_000
     assert min(seen) > 40_000
@@ -242,7 +243,7 @@ def test_the_command_line_from_photographs_to_a_report(few, tmp_path, capsys):
     for i, image in enumerate([*good[:4], *painted]):
         Image.fromarray(image).save(tmp_path / "new" / f"{i:02d}.png")
     out = str(tmp_path / "run")
-    words = ["--size", str(SIZE), "--steps", "40", "--batch", "2048", "--device", "cpu"]
+    words = ["--recipe", "discriminators", "--size", str(SIZE), "--steps", "40", "--batch", "2048", "--device", "cpu"]
     assert main(["train", str(tmp_path / "good"), *words, "--out", out]) == 0
     assert main(["score", out, str(tmp_path / "new"), "--out", str(tmp_path / "report"), "--device", "cpu"]) == 0
     lines = list(csv.DictReader((tmp_path / "report" / "scores.csv").read_text().splitlines()))
@@ -250,25 +251,24 @@ def test_the_command_line_from_photographs_to_a_report(few, tmp_path, capsys):
     assert auroc(np.array(anomalous), np.array([float(line["score"]) for line in lines])) > 0.95
     assert (tmp_path / "report" / "report.html").exists()
     said = capsys.readouterr().out
-    assert "Recipe strong, as for every folder of images" in said
     assert f"Next: attnad score {out} FOLDER --out report" in said
 
 
 def test_an_exported_run_answers_as_the_run(run, test_set, tmp_path):
     """PyTorch and onnxruntime agree; convolutions' weights are stored in half precision."""
-    export_run(run[0], tmp_path / "strong.onnx", commit="abc")
-    exported, images = load_exported(tmp_path / "strong.onnx"), test_set.images[::40]
+    export_run(run[0], tmp_path / "run.onnx", commit="abc")
+    exported, images = load_exported(tmp_path / "run.onnx"), test_set.images[::40]
     found, wanted = exported.score(images), run[0].score(images)
     torch.testing.assert_close(found.maps, wanted.maps, rtol=0, atol=5e-3)
     for name in ("top", "peak"):
         torch.testing.assert_close(found.image[name], wanted.image[name], rtol=5e-3, atol=5e-3)
-    assert (exported.facts["recipe"], exported.facts["size"]) == ("strong", SIZE)
+    assert (exported.facts["recipe"], exported.facts["size"]) == ("discriminators", SIZE)
     assert exported.facts["threshold"] == pytest.approx(run[0].facts["threshold"])
 
 
 def test_one_covariance_for_all_places_makes_a_small_file(few, test_set, tmp_path):
     """What the book's playground shows in the reader's browser."""
-    one = train(replace(recipe("strong", "textures"), size=SIZE, shrink=1, steps=20), tmp_path / "one")
+    one = train(replace(recipe("discriminators", "textures"), size=SIZE, shrink=1, steps=20), tmp_path / "one")
     export_run(one, tmp_path / "one.onnx")
     assert (tmp_path / "one.onnx").stat().st_size < 2e6
     exported, images = load_exported(tmp_path / "one.onnx"), test_set.images[::40]

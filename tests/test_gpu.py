@@ -92,7 +92,7 @@ def test_training_resumes_on_a_gpu_through_a_graph(many, tmp_path):
 
 
 def test_a_judge_of_places_learns_the_same_through_a_graph(monkeypatch):
-    """Recipe `strong`'s judge: a small network of float32, whose weights differ by rounding alone."""
+    """Recipe `discriminators`' judge: a small network of float32, whose weights differ by rounding alone."""
 
     def learnt() -> list[Tensor]:
         torch.manual_seed(0)

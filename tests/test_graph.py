@@ -200,7 +200,7 @@ def test_a_finished_stage_is_not_recorded_again(images, tmp_path, stand_in):
 
 
 def train_discriminator() -> dict[str, Tensor]:
-    """Weights of a judge of recipe `strong` after three steps, and its losses set aside."""
+    """Weights of a judge of recipe `discriminators` after three steps, and its losses set aside."""
     torch.manual_seed(0)
     judge, real = places.PatchDiscriminator(6, 1.5, 8), torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(0)

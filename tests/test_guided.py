@@ -1,4 +1,4 @@
-"""Recipe guided: strong features times the map of stage 1, on real crops."""
+"""Recipe guided: frozen features times the map of stage 1, on real crops."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def test_another_map_is_refused(tmp_path):
     train(attention_config(CONFIG), first)
     with pytest.raises(TrainingError, match="no run of recipe map with these values"):
         train(replace(CONFIG, seed=1), tmp_path / "seed", stage1=first)
-    strong_run = tmp_path / "strong"
-    train(replace(recipe("gaussian", "textures")), strong_run)
+    gaussian_run = tmp_path / "gaussian"
+    train(replace(recipe("gaussian", "textures")), gaussian_run)
     with pytest.raises(TrainingError, match="no run of recipe map with these values"):
-        train(CONFIG, tmp_path / "recipe", stage1=strong_run)
+        train(CONFIG, tmp_path / "recipe", stage1=gaussian_run)
     save_json(first / "run.json", load_json(first / "run.json") | {"images": "of others"})
     with pytest.raises(TrainingError, match="trained on other images"):
         train(CONFIG, tmp_path / "images", stage1=first)

@@ -8,7 +8,7 @@ scores.json holds that version's scores of every 52nd test image.
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 
 from attnad.data import load_test
 from attnad.detectors import recipe
+from attnad.errors import TrainingError
 from attnad.run.run import load_run, train_run
 from attnad.training.storage import load_json, save_json, save_tensors
 
-# Names that configurations and tensors had in files of earlier versions.
+# Names that recipes, configurations and tensors had in files of earlier versions.
+RECIPES = {"discriminators": "strong"}
 FIELDS = {"min_side": "least", "per_level": "apart", "stain_share": "stained"}
 TENSORS = {"map_scale": "reach", "discriminators": "judges", "gaussians": "places"}
 OLD = Path(__file__).parent / "data" / "old-run"
@@ -39,7 +41,7 @@ def test_an_old_run_scores_as_it_did():
     assert abs(scores.maps.std().item() - deviation) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["strong", "guided", "neighbours", "ae-l2"])
+@pytest.mark.parametrize("name", ["discriminators", "guided", "neighbours", "ae-l2"])
 def test_names_of_earlier_versions_are_read(name, tmp_path, monkeypatch):
     few_crops(monkeypatch)
     config = recipe(name, "textures")
@@ -47,6 +49,7 @@ def test_names_of_earlier_versions_are_read(name, tmp_path, monkeypatch):
     config = replace(config, **{key: value for key, value in short.items() if key in {f.name for f in fields(config)}})
     run = train_run(config, tmp_path, device="cpu", progress=False)
     values = load_json(tmp_path / "config.json")
+    values["recipe"] = RECIPES.get(name, name)
     save_json(tmp_path / "config.json", {FIELDS.get(key, key): value for key, value in values.items()})
     renamed = 0
     for path in tmp_path.glob("*.safetensors"):
@@ -58,3 +61,12 @@ def test_names_of_earlier_versions_are_read(name, tmp_path, monkeypatch):
     old, images = load_run(tmp_path, device="cpu"), load_test("textures", size=32).images[:4]
     assert old.config == run.config
     assert torch.equal(old.score(images).maps, run.score(images).maps)
+    assert train_run(config, tmp_path, device="cpu", progress=False).facts == run.facts
+
+
+def test_a_folder_of_what_was_strong_is_not_taken_for_the_new_one(tmp_path):
+    old = asdict(recipe("discriminators", "textures")) | {"recipe": "strong"}
+    save_json(tmp_path / "config.json", old)
+    save_json(tmp_path / "run.json", {})
+    with pytest.raises(TrainingError, match=r"recipe is 'discriminators' there, 'strong' here.*choose another --out"):
+        train_run(recipe("strong", "textures"), tmp_path, device="cpu", progress=False)

@@ -151,7 +151,7 @@ def test_playground(page: Page, address: str):
     assert page.get_by_role("radio", name="Overlay").is_checked()
     assert page.get_by_role("radio", name="Brush").first.is_checked()
 
-    for which in range(2):  # strong, then the paper's
+    for which in range(2):  # discriminators, then the paper's
         board = page.locator("canvas[tabindex]").nth(which)
         board.scroll_into_view_if_needed()
         box = board.bounding_box()

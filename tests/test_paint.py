@@ -21,7 +21,7 @@ from attnad.widgets import PaintDefect
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "book/web/textures.onnx"
 WEB = ROOT / "book/_build/web/explore"
-STRONG = WEB / "strong.onnx"
+PLACES = WEB / "discriminators.onnx"
 
 
 def serve(widget: PaintDefect, folder: Path, model: Path = MODEL) -> None:
@@ -38,8 +38,8 @@ def serve(widget: PaintDefect, folder: Path, model: Path = MODEL) -> None:
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory) -> dict[Path, Path]:
     """A page for each of the playground's models."""
-    needed("the playground's models are not there; run make book first", STRONG.exists())
-    folders = {model: tmp_path_factory.mktemp("paint") for model in (MODEL, STRONG)}
+    needed("the playground's models are not there; run make book first", PLACES.exists())
+    folders = {model: tmp_path_factory.mktemp("paint") for model in (MODEL, PLACES)}
     for model, folder in folders.items():
         serve(PaintDefect(load_exported(model)), folder, model)
     return folders
@@ -89,7 +89,7 @@ def picture(page, which: int) -> np.ndarray:
 # --- the page's own model --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [MODEL, STRONG], ids=["paper", "strong"])
+@pytest.mark.parametrize("model", [MODEL, PLACES], ids=["paper", "discriminators"])
 def test_a_scratch_is_marked_and_raises_the_scores(browser, sites, model):
     with opened(browser, sites[model]) as page:
         before = scores(page)
@@ -106,7 +106,7 @@ def test_a_scratch_is_marked_and_raises_the_scores(browser, sites, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "shown"), [(MODEL, ["adgan", "attention"]), (STRONG, ["top"])], ids=["paper", "strong"]
+    ("model", "shown"), [(MODEL, ["adgan", "attention"]), (PLACES, ["top"])], ids=["paper", "discriminators"]
 )
 def test_the_page_answers_as_python_does(browser, sites, model, shown):
     run = load_exported(model)
@@ -121,7 +121,7 @@ def test_the_page_answers_as_python_does(browser, sites, model, shown):
             assert np.abs(difference).max() < 1.1
 
 
-@pytest.mark.parametrize("model", [MODEL, STRONG], ids=["paper", "strong"])
+@pytest.mark.parametrize("model", [MODEL, PLACES], ids=["paper", "discriminators"])
 def test_it_answers_fast_enough_to_paint(browser, sites, model):
     """Moves of a stroke are answered before it ends, each in less than forty million multiplications take.
 
@@ -235,22 +235,22 @@ def test_a_model_that_cannot_be_used_is_said_clearly(browser, tmp_path, harm):
 
 
 def test_what_the_playground_says_of_scratches_and_blur():
-    """A scratch is nearly whole in strong's maps and in pieces in the paper's; a blur shows faintly, or not at all."""
-    needed("the playground's models are not there; run make book first", STRONG.exists())
+    """A scratch is nearly whole in our maps and in pieces in the paper's; a blur shows faintly, or not at all."""
+    needed("the playground's models are not there; run make book first", PLACES.exists())
     test, whole, blur = load_test("textures", size=64), {}, {}
     scratched = [i for i, kind in enumerate(test.kinds) if kind == "defect/scratch"]
     wall = test.images[~test.labels][:20]
     blurred = wall.clone()
     blurred[..., 20:44, 20:44] = gaussian_blur(wall, [9, 9], [2.0, 2.0])[..., 20:44, 20:44]
-    for model in (MODEL, STRONG):
+    for model in (MODEL, PLACES):
         run = load_exported(model)
         whole[model] = (run.score(test.images[scratched]).maps[test.masks[scratched]] > 0.4).float().mean()
         before, after = (run.score(images).maps[:, 20:44, 20:44].mean() for images in (wall, blurred))
         blur[model] = after - before
     assert whole[MODEL] < 0.5
-    assert whole[STRONG] > 0.9
+    assert whole[PLACES] > 0.9
     assert abs(blur[MODEL]) < 0.02
-    assert 0.05 < blur[STRONG] < 0.2
+    assert 0.05 < blur[PLACES] < 0.2
 
 
 # --- the kernel ------------------------------------------------------------------------------------------------------

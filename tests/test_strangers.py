@@ -92,7 +92,7 @@ def test_a_configuration_takes_no_more_memory_than_its_weights(tmp_path):
     assert found == len(OURS)
 
 
-@pytest.mark.parametrize(("name", "gigabytes"), [("strong", 14), ("gaussian", 14), ("guided", 14)])
+@pytest.mark.parametrize(("name", "gigabytes"), [("discriminators", 14), ("gaussian", 14), ("guided", 14)])
 def test_who_asks_for_too_much_hears_what_it_would_need(name, gigabytes, monkeypatch, tmp_path):
     few = load_train("textures", size=32)
     monkeypatch.setattr("attnad.run.run.load_train", lambda *_, **__: few)
@@ -102,7 +102,7 @@ def test_who_asks_for_too_much_hears_what_it_would_need(name, gigabytes, monkeyp
 
 @pytest.mark.parametrize("name", [name for name in OURS if issubclass(detector_class(name), NetworkDetector)])
 def test_no_range_of_a_small_network_leads_to_more_than_may_be_loaded(name):
-    """So that their `fit` need not ask how much it would be, as that of `strong` does."""
+    """So that their `fit` need not ask how much it would be, as that of `gaussian` does."""
     config = largest(name)
     detector_class(name).check(config)
     assert 0 < bytes_of(outline(lambda: detector_class(name)(config))) < TENSOR_BYTES

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from claimed import TAUGHT
 from made import few_crops
 
 import attnad.config
@@ -148,3 +149,16 @@ def test_rows_of_results_csv_still_stand_for_finished_runs(table, name, method):
     for class_name, method, seed, size in rows:
         planned = jobs(table, classes=[class_name], seeds=[int(seed)], overrides={"size": int(size)})
         assert not missing([job for job in planned if method in job.variant.rows], RESULTS)
+
+
+def test_rows_of_what_was_strong_have_the_hashes_of_discriminators():
+    rows = {
+        (row["class"], int(row["seed"]), int(row["size"])): row["config"]
+        for row in read_results(RESULTS / "results.csv")
+        if (row["table"], row["method"]) == ("surfaces", TAUGHT)
+    }
+    assert rows
+    for (name, seed, size), there in rows.items():
+        config = replace(recipe("discriminators", "textures"), normal_class=name, seed=seed, size=size)
+        assert config_hash(config) == there
+        assert folder_name(config) == f"textures-{name}-strong-seed{seed}-{there}", "a finished run's folder"

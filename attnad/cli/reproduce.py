@@ -42,12 +42,12 @@ def reproduce(
     Args:
         table: The paper's table, or a study of our own: textures, what each deviation from the paper does, on the
             embedded data; defects, what keeps recipe quick from finding real defects, on MVTec AD; beyond, what recipe
-            strong adds to features without training, on MVTec AD; surfaces, the same on the embedded data; choices,
-            what strong's fakes were chosen on, surfaces that no other table has; unlabelled, whether the check without
-            labelled defects goes with the figures that need them; rivals, the systems that the paper compares itself
-            with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. sets: our
-            detectors and anomalib's on the development sets, as they are and moved, into sets.csv, and the choice that
-            a rule makes by it; moved, the same on four of them, moved more and more, into moved.csv; calibration,
+            discriminators adds to features without training, on MVTec AD; surfaces, the same on the embedded data;
+            choices, what its fakes were chosen on, surfaces that no other table has; unlabelled, whether the check
+            without labelled defects goes with the figures that need them; rivals, the systems that the paper compares
+            itself with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. sets:
+            our detectors and anomalib's on the development sets, as they are and moved, into sets.csv, and the choice
+            that a rule makes by it; moved, the same on four of them, moved more and more, into moved.csv; calibration,
             promised false alarms against delivered ones, into calibration.csv. all: every table before these, the most
             telling runs first, those alone that results.csv has no rows of.
         classes: Classes or categories; by default all of the table's that are there.

@@ -1,7 +1,7 @@
-"""Recipe `guided`: what stage 1 could still do for recipe `strong`, measured and not taken (D33).
+"""Recipe `guided`: what stage 1 could still do for recipe `discriminators`, measured and not taken (D33).
 
 The paper's second stage sees features times the attention map of its first, eq. (6). Here both stages are strong ones:
-the map is recipe `map`'s, and the features and their discriminators are recipe `strong`'s.
+the map is recipe `map`'s, and the features and their discriminators are recipe `discriminators`'s.
 
     F_nor = F_img x A_gen(x),    a level at a time
 
@@ -58,14 +58,14 @@ class GuidedLevels(Levels):
 
 
 class Guided(Gaussian):
-    """Recipe `guided`: recipe `strong` on weighed features, in evaluation mode."""
+    """Recipe `guided`: recipe `discriminators` on weighed features, in evaluation mode."""
 
     config_type = GuidedConfig
     levels_type = GuidedLevels
 
     @staticmethod
     def recipe(name: str, data: str) -> GuidedConfig:
-        """Give the configuration for a data set: sizes as those of `strong`."""
+        """Give the configuration for a data set: sizes as those of `discriminators`."""
         return GuidedConfig(data=data, size=gaussian_recipe("discriminators", data).size)
 
     @classmethod

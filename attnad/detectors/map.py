@@ -1,4 +1,4 @@
-"""Stage 1 with skip connections, alone: recipe `map`, what recipe `strong` was to stand on and does not (D30).
+"""Stage 1 with skip connections, alone: recipe `map`, what `discriminators` was to stand on and does not (D30).
 
 The paper's decoder draws its map from one vector of an image, and has lost the detail by then. Here each level of a
 frozen network gives its part to the map, from the coarsest to the finest, as in a feature pyramid (Lin et al. 2017,

@@ -1,4 +1,4 @@
-"""Stage 2 of recipe `strong`: what a frozen network sees at each place of an image, and a discriminator of it.
+"""Stage 2 of recipe `discriminators`: what a frozen network sees at each place of an image, and a discriminator of it.
 
 Features are whitened by one Gaussian a place (Defard et al. 2021, "PaDiM: a patch distribution modeling framework for
 anomaly detection and localization"); a discriminator tells them from the same with noise (Liu et al. 2023, "SimpleNet:

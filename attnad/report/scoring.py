@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from attnad.config import differences
+from attnad.config import differences, first_name
 from attnad.data import load_images
 from attnad.data.folders import photographs_at
 from attnad.data.images import all_of
@@ -227,7 +227,8 @@ def score_files(
     """
     files, strays = photographs_at(paths)
     problems = [DataError(f"{path}: {what}") for path, what in strays.items()]
-    facts = {"recipe": run.config.recipe, "trained": run.facts.get("date"), "images": run.facts.get("images")}
+    recipe, trained = first_name(run.config.recipe), run.facts.get("date")
+    facts = {"recipe": recipe, "trained": trained, "images": run.facts.get("images")}
     longest, new, looks = (0, 0), not out.exists(), list[Sequence[float]]()
     with opened(run, out, "score.json", facts, threshold=threshold, numbers=numbers) as scored:
         scored.keep(files)

@@ -2,10 +2,10 @@
 
 The graph takes `image`, uint8 [1, 3, s, s]: RGB, the whole photograph squashed to the square. Values in [0, 1] are of
 another type, which ONNX's runtimes refuse; files of earlier versions took those, as float. It gives `attention`
-[1, 1, s, s] (1 = normal). Of the paper's detector
-that is A_gen, with `reconstruction` [1, 3, s, s], `adgan` [1] (minus D2's logit) and `attention_score` [1] (mean of
-1 - A_gen); of recipes strong and gaussian it is 1 minus the map, with `top` [1] and `peak` [1]. Weights of convolutions
-are stored in half precision, and everything is computed in single precision.
+[1, 1, s, s] (1 = normal). Of the paper's detector that is A_gen, with `reconstruction` [1, 3, s, s], `adgan` [1] (minus
+D2's logit) and `attention_score` [1] (mean of 1 - A_gen); of recipes gaussian and discriminators it is 1 minus the map,
+with `top` [1] and `peak` [1]. Weights of convolutions are stored in half precision, and everything is computed in
+single precision.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from attnad.train import to_float
 from attnad.training.storage import TENSOR_BYTES, read_file, write_atomically
 
 OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
-STRONG_OUTPUTS = ("attention", "top", "peak")  # of recipes strong and gaussian
+PLACE_OUTPUTS = ("attention", "top", "peak")  # of recipes gaussian and discriminators
 MODEL_BYTES = 2**31  # ONNX's own limit
 # What an attribute of a node may hold: no graph, which could go round for ever, and no tensor larger than what is
 # written of it.
@@ -60,8 +60,8 @@ class _Graph(nn.Module):
         return out.a_gen, out.x_re, -logit, (1 - out.a_gen).mean((1, 2, 3))
 
 
-class _StrongGraph(nn.Module):
-    """Image to map and scores, as recipes strong and gaussian compute them."""
+class _GaussianGraph(nn.Module):
+    """Image to map and scores, as recipes gaussian and discriminators compute them."""
 
     def __init__(self, run: Run):
         super().__init__()
@@ -98,7 +98,7 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     run.check_whole()
     if run.region is not None:
         raise SettingError("the file's scores know no region; export a run that was trained without --region")
-    graphs = {Paper: (_Graph, OUTPUTS), Gaussian: (_StrongGraph, STRONG_OUTPUTS)}
+    graphs = {Paper: (_Graph, OUTPUTS), Gaussian: (_GaussianGraph, PLACE_OUTPUTS)}
     if type(run.detector) not in graphs:
         raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose another recipe's")
     graph_type, outputs = graphs[type(run.detector)]
@@ -167,7 +167,7 @@ class ExportedRun:
         names = [output.name for output in self.session.get_outputs()]
         given = images.contiguous() if self.takes_bytes else x
         answers = [self.session.run(names, {"image": one[None].numpy()}) for one in given]
-        if tuple(names) == STRONG_OUTPUTS:
+        if tuple(names) == PLACE_OUTPUTS:
             attention, top, peak = (torch.from_numpy(np.concatenate(each)) for each in zip(*answers, strict=True))
             return Scores({"top": top, "peak": peak}, 1 - attention[:, 0])
         a_gen, x_re, adgan, attention = (
@@ -202,7 +202,7 @@ def load_exported(path: Path) -> ExportedRun:
         facts |= {"size": int(facts["size"]), "threshold": float(facts["threshold"])}
         s, inputs, outputs = facts["size"], session.get_inputs(), session.get_outputs()
         shapes = {"attention": [1, 1, s, s], "reconstruction": [1, 3, s, s]}
-        wanted = [[(name, shapes.get(name, [1])) for name in names] for names in (OUTPUTS, STRONG_OUTPUTS)]
+        wanted = [[(name, shapes.get(name, [1])) for name in names] for names in (OUTPUTS, PLACE_OUTPUTS)]
         if [(each.name, each.shape) for each in inputs] != [("image", [1, 3, s, s])]:
             raise ValueError(f"it does not take image [1, 3, {s}, {s}]")
         if [(each.name, each.shape) for each in outputs] not in wanted or not math.isfinite(facts["threshold"]):

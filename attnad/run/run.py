@@ -24,7 +24,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
-from attnad.config import PaperConfig, config_hash, differences, from_dict
+from attnad.config import PaperConfig, config_hash, differences, first_name, from_dict, now_called
 from attnad.data import TestSet, files_sum, lies_here, load_train, near_copies, normal_files, split_normal
 from attnad.data.images import read_each, read_images, to_tensor
 from attnad.data.tiles import Tiles
@@ -349,7 +349,7 @@ def _learn(
 def folder_name(config: Any) -> str:
     """Name a run's folder: what it is, the hash of what decides its stage 1, the hash of its whole configuration."""
     hashes = [stage1_hash(asdict(config))] if isinstance(config, PaperConfig) else []
-    name = [Path(config.data).name, config.normal_class, config.recipe, f"seed{config.seed}"]
+    name = [Path(config.data).name, config.normal_class, first_name(config.recipe), f"seed{config.seed}"]
     return "-".join(filter(None, [*name, *hashes, config_hash(config)]))
 
 
@@ -415,7 +415,7 @@ def _claim(config: Any, folder: Path) -> bool:
 
 def _load_config(path: Path) -> Any:
     try:
-        values = load_json(path)
+        values = now_called(load_json(path))
         name = values.get("recipe") if isinstance(values, dict) else None
         if name not in DETECTORS:
             raise ValueError(f"there is no recipe {name!r}; use the version of attnad that wrote it")

@@ -105,17 +105,17 @@ DEFECT_STUDY: dict[str, dict[str, Any]] = {
 }
 
 _APART = "one Gaussian a place, levels apart"
-_FAKES_OF_STRONG = {
-    "and a judge a level, taught by noise": Variant({"stain_share": 0.0}, {}, "strong"),
-    "strong: taught by noise and stains": Variant({}, {}, "strong"),
-    "judges taught by stains alone": Variant({"stain_share": 1.0}, {}, "strong"),
+_TAUGHT = {
+    "and a judge a level, taught by noise": Variant({"stain_share": 0.0}, {}, "discriminators"),
+    "discriminators: taught by noise and stains": Variant({}, {}, "discriminators"),
+    "judges taught by stains alone": Variant({"stain_share": 1.0}, {}, "discriminators"),
 }
-# From features without training to recipe `strong`, one change at a time; last the stage 1 that it gave up.
+# From features without training to recipe `discriminators`, one change at a time; last the stage 1 that it gave up.
 BEYOND = {
     "nearest neighbours": Variant({}, {}, "neighbours"),
     "one Gaussian a place, levels joined (PaDiM)": Variant({"per_level": False}, {}, "gaussian"),
     _APART: Variant({}, {}, "gaussian"),
-    **_FAKES_OF_STRONG,
+    **_TAUGHT,
     "attention map with skips (stage 1 alone)": Variant({}, {}, "map"),
     "judges taught by noise, on features times that map (eq. 6)": Variant({"stain_share": 0.0}, {}, "guided"),
 }
@@ -128,7 +128,7 @@ _CHECK = {"synthetic_image_auroc": "synthetic.image_auroc", "synthetic_pixel_aur
 UNLABELLED = {
     **{f"quick, stage 1, {n} epochs": Variant(_STAGE1 | {"attention.epochs": n}, {}) for n in (1, 2, 4, 10, 20)},
     "one Gaussian a place": Variant({}, {}, "gaussian"),
-    "strong": Variant({}, {}, "strong"),
+    "discriminators": Variant({}, {}, "discriminators"),
 }
 
 _BASELINES = _named({method: Variant({}, {}, name) for name, method in BASELINES.items()}, _ALL)
@@ -183,7 +183,7 @@ TABLES: dict[str, list[Variant]] = {
     ],
     "beyond": _named(BEYOND | {f"{TUNED} at 128 pixels": Variant(_TUNED | {"size": 128}, {}, "map")}, _ALL),
     "surfaces": _named(BEYOND | {TUNED: Variant(_TUNED, {}, "map")}, _ALL),
-    "choices": _named({_APART: BEYOND[_APART], **_FAKES_OF_STRONG}, _ALL),
+    "choices": _named({_APART: BEYOND[_APART], **_TAUGHT}, _ALL),
     "unlabelled": _named(UNLABELLED, _CHECK | {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc"}),
     "rivals": _BASELINES,
     "rivals-mvtec": _BASELINES,
