@@ -9,12 +9,14 @@ Images are float [n, 3, s, s] in [0, 1]; attention maps float [n, 1, s, s], 1 = 
 
 from __future__ import annotations
 
+import io
 import math
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
-from torchvision.transforms.v2.functional import jpeg
 
 from attnad.config import AugmentConfig, SoftConfig, TransformConfig
 
@@ -240,5 +242,13 @@ def soft_augmentation(x: Tensor, config: SoftConfig, generator: torch.Generator)
     stored, quality = _uniform(2 * n, 0, 1, generator).reshape(2, n).tolist()
     for i in range(n):
         if stored[i] < 1 / 3:
-            levels[i] = jpeg(levels[i].cpu(), round(config.jpeg + (95 - config.jpeg) * quality[i])).to(x.device)
+            levels[i] = as_jpeg(levels[i], round(config.jpeg + (95 - config.jpeg) * quality[i]))
     return levels.float() / 255
+
+
+def as_jpeg(image: Tensor, quality: int) -> Tensor:
+    """An image, uint8 [3, s, s], as it comes back from a JPEG file of a quality from 1 to 95; by Pillow, on the CPU."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "JPEG", quality=quality)
+    with Image.open(file, formats=["JPEG"]) as stored:
+        return torch.from_numpy(np.array(stored)).permute(2, 0, 1)

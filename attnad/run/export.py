@@ -4,8 +4,8 @@ The graph takes `image`, uint8 [1, 3, s, s]: RGB, the whole photograph squashed 
 another type, which ONNX's runtimes refuse; files of earlier versions took those, as float. It gives `attention`
 [1, 1, s, s] (1 = normal). Of the paper's detector that is A_gen, with `reconstruction` [1, 3, s, s], `adgan` [1] (minus
 D2's logit) and `attention_score` [1] (mean of 1 - A_gen); of recipes gaussian and discriminators it is 1 minus the map,
-with `top` [1] and `peak` [1]. Weights of convolutions are stored in half precision, and everything is computed in
-single precision.
+with `top` [1] and `peak` [1], of strong the same and `extent` [1]. Weights of convolutions are stored in half
+precision, and everything is computed in single precision.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from attnad.detectors.gaussian import Gaussian
 from attnad.detectors.paper import Paper
+from attnad.detectors.strong import Strong
 from attnad.errors import CheckpointError, PackageError, SettingError, remedy
 from attnad.features.places import PatchGaussians
 from attnad.run.run import Run
@@ -35,6 +36,7 @@ from attnad.training.storage import TENSOR_BYTES, read_file, write_atomically
 
 OUTPUTS = ("attention", "reconstruction", "adgan", "attention_score")  # of the paper's detector
 PLACE_OUTPUTS = ("attention", "top", "peak")  # of recipes gaussian and discriminators
+STRONG_OUTPUTS = ("attention", "extent", "top", "peak")
 MODEL_BYTES = 2**31  # ONNX's own limit
 # What an attribute of a node may hold: no graph, which could go round for ever, and no tensor larger than what is
 # written of it.
@@ -75,6 +77,18 @@ class _GaussianGraph(nn.Module):
         return 1 - smaller[:, None], top, peak
 
 
+class _SurpriseGraph(nn.Module):
+    """Image to map and scores, as recipe strong computes them."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self.surprise = copy.deepcopy(run.detector.surprise)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        extent, top, peak, maps = self.surprise.answer(image.float() / 255)
+        return 1 - maps[:, None], extent, top, peak
+
+
 def _plain(layer: nn.Conv2d) -> nn.Conv2d:
     """The same convolution without spectral norm, which is an iteration in training and a constant afterwards."""
     shape = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
@@ -98,7 +112,11 @@ def export_run(run: Run, path: Path, *, commit: str = "") -> None:
     run.check_whole()
     if run.region is not None:
         raise SettingError("the file's scores know no region; export a run that was trained without --region")
-    graphs = {Paper: (_Graph, OUTPUTS), Gaussian: (_GaussianGraph, PLACE_OUTPUTS)}
+    graphs = {
+        Paper: (_Graph, OUTPUTS),
+        Gaussian: (_GaussianGraph, PLACE_OUTPUTS),
+        Strong: (_SurpriseGraph, STRONG_OUTPUTS),
+    }
     if type(run.detector) not in graphs:
         raise SettingError(f"runs of recipe {run.config.recipe} cannot be exported; choose another recipe's")
     graph_type, outputs = graphs[type(run.detector)]
@@ -167,9 +185,9 @@ class ExportedRun:
         names = [output.name for output in self.session.get_outputs()]
         given = images.contiguous() if self.takes_bytes else x
         answers = [self.session.run(names, {"image": one[None].numpy()}) for one in given]
-        if tuple(names) == PLACE_OUTPUTS:
-            attention, top, peak = (torch.from_numpy(np.concatenate(each)) for each in zip(*answers, strict=True))
-            return Scores({"top": top, "peak": peak}, 1 - attention[:, 0])
+        if tuple(names) != OUTPUTS:
+            attention, *image = (torch.from_numpy(np.concatenate(each)) for each in zip(*answers, strict=True))
+            return Scores(dict(zip(names[1:], image, strict=True)), 1 - attention[:, 0])
         a_gen, x_re, adgan, attention = (
             torch.from_numpy(np.concatenate(column)) for column in zip(*answers, strict=True)
         )
@@ -202,7 +220,9 @@ def load_exported(path: Path) -> ExportedRun:
         facts |= {"size": int(facts["size"]), "threshold": float(facts["threshold"])}
         s, inputs, outputs = facts["size"], session.get_inputs(), session.get_outputs()
         shapes = {"attention": [1, 1, s, s], "reconstruction": [1, 3, s, s]}
-        wanted = [[(name, shapes.get(name, [1])) for name in names] for names in (OUTPUTS, PLACE_OUTPUTS)]
+        wanted = [
+            [(name, shapes.get(name, [1])) for name in names] for names in (OUTPUTS, PLACE_OUTPUTS, STRONG_OUTPUTS)
+        ]
         if [(each.name, each.shape) for each in inputs] != [("image", [1, 3, s, s])]:
             raise ValueError(f"it does not take image [1, 3, {s}, {s}]")
         if [(each.name, each.shape) for each in outputs] not in wanted or not math.isfinite(facts["threshold"]):
