@@ -42,7 +42,7 @@ class Detector:
     Images are a folder or files, or uint8 [n, 3, s, s] or [n, s, s, 3], a tensor or an array, from 0 to 255.
 
     `run` has what was learned, with its configuration and facts; `threshold_` is the score above which an image is
-    flagged, from held-out normal images (see `attnad.metrics.normal_threshold`).
+    flagged, from normal images that the detector was not fitted to.
     """
 
     def __init__(self, recipe: str = "strong", *, device: str = "auto", progress: bool = True, **values: Any):
@@ -52,7 +52,7 @@ class Detector:
         self._config(NO_FOLDER)
 
     def fit(self, images: Images, folder: str | Path | None = None) -> Detector:
-        """Learn from normal images; a tenth of them is held out, for the threshold. Returns the detector itself.
+        """Learn from normal images, and find the threshold on those not fitted to. Returns the detector itself.
 
         A data set's name, or one folder, is read as `attnad train` reads it. With a `folder`, training into it goes on
         where it was stopped, and is loaded where it was finished; without one it is kept until `save`, or lost.
@@ -182,7 +182,7 @@ class Detector:
         return f"Detector({self.recipe!r}{given}, fitted on {n} photographs, threshold {facts['threshold']:.4g})"
 
     def _repr_png_(self) -> bytes | None:
-        """The same as a picture, in a notebook: scores of held-out normal images, and the threshold."""
+        """The same as a picture, in a notebook: scores of normal images it was not fitted to."""
         scores = self._run.facts.get("held_out_scores") if self._run else None
         if not scores:
             return None

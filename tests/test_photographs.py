@@ -186,7 +186,7 @@ def test_copies_in_a_folder_are_said_and_do_not_spoil_the_threshold(capsys):
             shutil.copy(path, path.with_name(f"{path.stem}-{i}.png"))
     said = said_of_training(capsys, good, *TINY, "--out", "run")
     assert "20 of the 30 images are nearly the same as another" in said
-    assert "from 1 held-out image: expect it to flag about one good image in 2" in said
+    assert "from 1 image that the detector was not fitted to: expect it to flag about one good image in 2" in said
     photos("unseen", 60, 100)
     assert main(["score", "run", "unseen", "--out", "out"]) == 0
     flagged = int(re.search(r"(\d+) of 60 images look anomalous", capsys.readouterr().out)[1])
@@ -210,7 +210,7 @@ def test_few_photographs_are_told_what_to_expect(capsys):
         said = fails(capsys, "train", photos(f"few{n}", n), *TINY, "--out", "no")
         assert f"has {n} normal image{'s' * (n > 1)}; training needs 3 or more" in said
     said = said_of_training(capsys, photos("thirty", 30), *TINY, "--out", "run")
-    assert "The threshold comes from 3 held-out images: expect it to flag about one good image in 4" in said
+    assert "from 3 images that the detector was not fitted to: expect it to flag about one good image in 4" in said
 
 
 def test_all_that_cannot_be_read_is_named_at_once(capsys):

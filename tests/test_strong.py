@@ -76,7 +76,8 @@ def test_copies_are_left_out_together_and_the_first_is_judged():
         assert sum(bool((groups[part] == group).any()) for part in parts) == 1
     assert sorted(judged.tolist()) == [0, 1, 3, 4, 6, 7, 8]
     many, of_many = leave_out(torch.arange(JUDGED + 50), 20, seed=0)
-    assert len(many) == 20 and len(of_many) == len(set(of_many.tolist())) == JUDGED
+    assert len(many) == 20
+    assert len(of_many) == len(set(of_many.tolist())) == JUDGED
 
 
 def test_sums_without_some_are_the_sums_of_the_others():

@@ -56,10 +56,12 @@ def train(
         )
     held_out = len(run.facts.get("held_out_scores", ()))  # none in a run of an earlier version
     if held_out:
-        rate = expected_false_alarms(held_out)
+        left_out = "calibrated_on" in run.facts
+        others = f" ({run.facts['calibrated_on']})" if left_out else ""
+        rate = max(0.05, 1 / (held_out + 1)) if left_out else expected_false_alarms(held_out)
         print(
-            f"The threshold comes from {held_out} held-out image{'s' * (held_out > 1)}: expect it to flag about one "
-            f"good image in {round(1 / rate)}"
+            f"The threshold comes from {held_out} image{'s' * (held_out > 1)} that the detector was not fitted to"
+            f"{others}: expect it to flag about one good image in {round(1 / rate)}"
         )
     check = run.facts.get("synthetic")  # not in a run of an earlier version
     if check:

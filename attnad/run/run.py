@@ -190,8 +190,9 @@ def train_run(
     """Train the detector that `config.recipe` names into a folder, or go on where it stopped, or load it if finished.
 
     By default the folder is one below runs/, another for each configuration (`folder_name`). Reads normal training
-    images only; a tenth of them is held out for the threshold, copies with their originals. Where another process
-    trains the same in that folder, waits for it and loads what it has made, or goes on where it was killed.
+    images only; for the threshold a tenth of them is held out, or each is left out once, copies with their originals.
+    Where another process trains the same in that folder, waits for it and loads what it has made, or goes on where it
+    was killed.
     `stage1` is the folder of a finished run with the same data, seed and stage 1, whose attention network is taken
     over, not trained again.
     `region` is a mask of what alone is to be scored, see `attnad.run.region`. With `tiles`, photographs are cut first.
