@@ -131,8 +131,8 @@ def table(rows: Sequence[Row]) -> Summary:
              if (name, detector) in found["image_auroc"]]  # fmt: skip
     lines += [line(f"mean of {len(sets)}", sets, detector) for detector in detectors]
     header = (
-        "set", "detector", "image AUROC", "moved", "against best peer", "pixel AUROC", "moved", "AUPRO", "false alarms",
-        "moved", "fit s", "ms",
+        "set", "detector", "image AUROC", "image AUROC, moved", "against best peer", "pixel AUROC",
+        "pixel AUROC, moved", "AUPRO", "false alarms", "false alarms, moved", "fit s", "ms",
     )  # fmt: skip
     try:
         notes = said(choose(rows))

@@ -39,7 +39,7 @@ from attnad.training.machine import machine_facts
 from attnad.training.state import FitOptions
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 images [n, 3, s, s] to image scores [n] and maps [n, s, s]
-OURS = ("strong", "discriminators", "gaussian", "neighbours")
+OURS = ("discriminators", "gaussian", "neighbours")  # strong stands beside them in sets.csv
 STEPS = 200  # of SuperSimpleNet, on 16 images each: anomalib's 300 epochs take hours on two processor cores
 THEIRS = ("anomalib PaDiM", "anomalib PatchCore", f"anomalib SuperSimpleNet, {STEPS} steps")
 HEADER = (
