@@ -256,18 +256,19 @@ class PlaceSums:
         without inverse, and a channel that never varies must not decide everything.
         """
         offset = self.sum / self.n
-        covariance = self.products / self.n - offset.mT @ offset
+        covariance = self.products / self.n  # in place from here: each is c x c numbers a place
+        covariance -= offset.mT @ offset
         mean = self.origin + offset
         overall = covariance.mean(0)
         between = (mean - mean.mean(0)).squeeze(1)
         spread = (overall.diagonal() + between.square().mean(0)).sqrt().clamp(min=1e-6)  # [c], over places and images
         scale = spread[:, None] * spread
-        covariance, overall = covariance / scale, overall / scale
-        covariance = covariance.lerp(overall, shrink)
+        overall = overall / scale
+        covariance.div_(scale).lerp_(overall, shrink)
         covariance.diagonal(dim1=1, dim2=2).add_(ridge)
         lower = torch.linalg.cholesky(covariance)
         eye = torch.eye(len(overall), device=covariance.device).expand_as(lower)
         inverse = torch.linalg.solve_triangular(lower, eye, upper=False)  # z = inverse @ f
         places = PatchGaussians(len(overall), self.side)
-        places.mean, places.whitening = mean, inverse.mT / spread[:, None]
+        places.mean, places.whitening = mean, inverse.div_(spread).mT
         return places
