@@ -49,7 +49,7 @@ def said_of_training(capsys, *arguments: str | Path) -> str:
         "--seed 3 photos",
         "--seed 3 photos --out r",
         "--out photos --size 64 photos",
-        "--copies 0 --normal-class textures --patches=16 photos",
+        "--copies 0 --normal-class textures --folds=5 photos",
         "--tile 64 photos --overlap 8",
     ],
 )

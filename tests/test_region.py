@@ -112,7 +112,7 @@ def test_training_in_a_small_region_ends_with_what_is_found_there(photos, tmp_pa
 def test_image_scores_are_made_of_the_values_inside():
     values = torch.arange(400.0).flip(0)[None] / 400
     assert {name: round(make(values).item() * 400, 2) for name, make in FROM_MAP.items()} == {
-        "attention": 199.5, "top": 397.5, "peak": 399, "patch": 399,
+        "extent": 392, "attention": 199.5, "top": 397.5, "peak": 399, "patch": 399,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attnad.augmentations import move, soft_augmentation
 from attnad.config import SoftConfig
@@ -30,9 +31,18 @@ def normal():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def photos(tmp_path_factory):
+    """Folder of 48 crops."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, image in enumerate(load_train("textures", size=64).images[::10][:48]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("strong")
-    return train_run(CONFIG, folder, device="cpu", progress=False), folder
+    return train_run(replace(CONFIG, data=str(photos)), folder, device="cpu", progress=False), folder
 
 
 def test_a_shift_is_numpys_roll_and_a_quarter_turn_is_rot90():
@@ -119,17 +129,30 @@ def test_it_finds_defects_and_keeps_its_promise(run):
     assert scores.maps.min() >= 0
     assert scores.maps.max() < 1
     facts = run.facts
-    assert len(facts["held_out_scores"]) == min(JUDGED, facts["n_train"] - facts["n_copies"])
+    assert len(facts["held_out_scores"]) == facts["n_train"] - facts["n_copies"]  # all, once
     assert facts["threshold"] == threshold_for(facts["held_out_scores"], 0.05)
     assert "each judged by a fit to the others" in facts["threshold_from"]
     again = load_run(folder, device="cpu")
     torch.testing.assert_close(again.score(test.images[:8]).maps, scores.maps[:8])
 
 
-def test_the_same_seed_gives_the_same_bytes(run, tmp_path):
-    train_run(CONFIG, tmp_path / "again", device="cpu", progress=False)
+def test_the_same_seed_gives_the_same_bytes(run, photos, tmp_path):
+    train_run(replace(CONFIG, data=str(photos)), tmp_path / "again", device="cpu", progress=False)
     name = "strong.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (run[1] / name).read_bytes()
+
+
+def test_a_region_judges_what_is_left_out_inside_it_too(photos, run, tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    config = replace(CONFIG, data=str(photos))
+    half = train_run(config, tmp_path / "half", device="cpu", region=tmp_path / "mask.png", progress=False)
+    inside = half.region.inside(half.detector.score(load_test("textures", size=64).images[:4]))
+    torch.testing.assert_close(half.score(load_test("textures", size=64).images[:4]).image, inside.image)
+    assert len(half.facts["held_out_scores"]) == len(run[0].facts["held_out_scores"])
+    assert 0 < half.facts["threshold"] < 1  # of map values, not of standard deviations
+    assert half.facts["threshold"] >= max(half.facts["held_out_scores"]) * 0.5
 
 
 def test_copies_keep_a_small_shift_and_another_light_from_raising_the_score(normal):
