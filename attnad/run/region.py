@@ -22,15 +22,13 @@ from torch import Tensor
 from attnad.data import load_images
 from attnad.data.images import read_mask
 from attnad.errors import CheckpointError, DataError, TrainingError, shown
-from attnad.score import Scores
+from attnad.score import Scores, at_extents
 from attnad.training.storage import PICTURE_BYTES, read_file, write_atomically
 
 # Image scores that are made of the map alone: how each is made of its values [n, pixels].
 FROM_MAP = {
     # As recipe strong's, but the mean of the three extents: what is normal of each is known of whole images.
-    "extent": lambda values: torch.stack(
-        [values.topk(max(1, values.shape[1] // extent), 1).values.mean(1) for extent in (1000, 100, 10)]
-    ).mean(0),
+    "extent": lambda values: torch.stack(at_extents(values)).mean(0),
     "attention": lambda values: values.mean(1),
     "top": lambda values: values.topk(max(1, values.shape[1] // 100), 1).values.mean(1),
     "peak": lambda values: values.amax(1),

@@ -268,8 +268,9 @@ def learn(
 
     options = replace(options, groups=groups)
     return _learn(
-        config, normal, folder, options, groups, len(normal), score_left_out, normal, files, sizes, region=region
-    )
+        config, normal, folder, options, groups, len(normal), score_left_out, normal, files, sizes, region=region,
+        left_out=True,
+    )  # fmt: skip
 
 
 def _learn_tiles(config: Any, paths: Sequence[Path], folder: Path, options: FitOptions, tiles: Tiles) -> Run:
@@ -303,13 +304,14 @@ def _learn(
     *,
     region: Region | None = None,
     tiles: Tiles | None = None,
+    left_out: bool = False,
 ) -> Run:
     """Fit the detector, find its threshold and what else run.json says, and write that."""
     started = time.perf_counter()
     detector = detector_class(config.recipe).fit(config, images, folder, options)
     seconds = logged_seconds(folder / "log.csv") or {"fit": round(time.perf_counter() - started, 1)}
     run = Run(config, detector, {}, region, tiles, folder)
-    scores, left_out = score_held_out(run), options.groups is not None
+    scores = score_held_out(run)
     threshold = normal_threshold(scores.numpy())
     said = f"95th percentile of {len(scores)} held-out normal images"
     if left_out:

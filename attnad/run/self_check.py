@@ -66,7 +66,7 @@ def describe(check: dict[str, Any]) -> str:
     """Say in a line what a check has found."""
     names = {"image AUROC": check["image_auroc"], "pixel AUROC": check["pixel_auroc"]}
     aurocs = ", ".join(f"{name} {value:.3f}" for name, value in names.items() if value is not None)
-    return f"Of {check['n']} synthetic anomalies in held-out normal images it finds {check['found']:.0%} ({aurocs})"
+    return f"Of {check['n']} synthetic anomalies in normal images it finds {check['found']:.0%} ({aurocs})"
 
 
 def learned_enough(check: dict[str, Any]) -> bool:

@@ -6,16 +6,15 @@ are counted in a picture of 256, and scaled with s / 256. What moves in from out
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+
+from attnad.augmentations import as_jpeg
+from attnad.augmentations import move as placed
 
 Move = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -80,30 +79,16 @@ def blur(pixels: float) -> Move:
 def jpeg(quality: int) -> Move:
     """Save as JPEG and read again."""
 
-    def coded(image: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
-        return np.asarray(Image.open(file))
-
-    def move(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        found = np.stack([coded(each) for each in images.permute(0, 2, 3, 1).contiguous().numpy()])
-        return torch.from_numpy(found).permute(0, 3, 1, 2).contiguous(), masks
-
-    return move
+    return lambda images, masks: (torch.stack([as_jpeg(image, quality) for image in images]).contiguous(), masks)
 
 
 def _placed(images: Tensor, masks: Tensor, *, turned: float, shifted: float) -> tuple[Tensor, Tensor]:
     """Turn by degrees and shift by pixels of 256: images between pixels linearly, masks where they cover half."""
-    angle, away = math.radians(turned), 2 * shifted / 256
-    cos, sin = math.cos(angle), math.sin(angle)
-    grid = affine_grid(torch.tensor([[[cos, sin, -away], [-sin, cos, -away]]]), [1, 1, *images.shape[-2:]], False)
 
     def sampled(x: Tensor) -> Tensor:
-        parts = [
-            grid_sample(part.float(), grid.expand(len(part), -1, -1, -1), padding_mode="border", align_corners=False)
-            for part in x.split(16)
-        ]
-        return torch.cat(parts)
+        away, clockwise = torch.tensor([shifted / 256] * 2), torch.tensor([-turned])
+        return torch.cat([placed(part.float(), away.expand(len(part), 2), clockwise.expand(len(part)))
+                          for part in x.split(16)])  # fmt: skip
 
     return _whole(sampled(images)), sampled(masks[:, None])[:, 0] >= 0.5
 
