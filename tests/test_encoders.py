@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 from attnad.config import AttentionConfig
 from attnad.errors import WeightsError
 from attnad.features.backbones import load_lite0_weights
-from attnad.models import ResNet18, build_encoder
+from attnad.models import ResNet18, build_encoder, frozen_encoder
 
 TINY = AttentionConfig(encoder="resnet18", width=4, latent=3)
 LITE0 = AttentionConfig(encoder="efficientnet-lite0", width=4, latent=3)
@@ -112,6 +112,80 @@ def test_imagenet_weights_of_resnet18_are_taken_from_torch_hubs_folder(tmp_path,
     encoder = build_encoder(AttentionConfig(encoder="resnet18-imagenet"))
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[name])
+
+
+# Networks of timm's
+
+SMALL = "mobilenetv3_small_050"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache, offline, with random weights of one network as the hub would have put them there."""
+    import timm
+    from huggingface_hub import constants
+    from safetensors.torch import save_file
+
+    folder = tmp_path / f"models--timm--{timm.get_pretrained_cfg(SMALL).hf_hub_id.removeprefix('timm/')}"
+    (folder / "snapshots/first").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("first")
+    theirs = randomize(timm.create_model(SMALL))
+    save_file(theirs.state_dict(), folder / "snapshots/first/model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_OFFLINE", True)
+    return theirs.eval()
+
+
+def test_a_network_of_timms_has_the_weights_that_its_hub_keeps(hub):
+    import timm
+
+    encoder = frozen_encoder(f"timm:{SMALL}").eval()
+    x, scaling = images(2, 64), timm.get_pretrained_cfg(SMALL)
+    with torch.no_grad():
+        y = (x - torch.tensor(scaling.mean)[:, None, None]) / torch.tensor(scaling.std)[:, None, None]
+        theirs = hub.forward_intermediates(y, intermediates_only=True)
+        levels = encoder.pyramid(x)
+    sides = {f.shape[-1]: f for f in theirs}
+    assert [64 // f.shape[-1] for f in levels] == list(encoder.strides) == [2, 4, 8, 16]
+    assert [f.shape[1] for f in levels] == list(encoder.channels)
+    for level in levels:
+        torch.testing.assert_close(level, sides[level.shape[-1]])
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_run_on_a_network_of_timms_needs_no_hub_once_it_is_trained(tmp_path, monkeypatch):
+    from attnad import Detector, load
+
+    normal = (images(4, 64) * 255).round().to(torch.uint8)
+    detector = Detector("strong", encoder=f"timm:{SMALL}", size=64, min_side=64).fit(normal)
+    detector.save(tmp_path / "run")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    assert (load(tmp_path / "run").decision_function(normal) == detector.decision_function(normal)).all()
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("timm:no_such_network", "timm:no_such_network: Unknown model"),
+        ("timm:vit_tiny_patch16_224", r"it has no features of stride 2, 4, 8\. Choose a convolutional network"),
+        ("timm:resnet10t", "timm:resnet10t: .*be online the first time"),
+    ],
+)
+def test_a_network_that_cannot_be_had_is_named(name, reason):
+    with pytest.raises(WeightsError, match=reason):
+        frozen_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:", "timm:hf-hub:someone/network", "wide_resnet50_2"])
+def test_names_that_are_no_encoder_are_refused_before_anything_is_read(name):
+    from attnad.config import StrongConfig
+    from attnad.detectors.strong import check_strong
+
+    with pytest.raises(ValueError, match=r"choose efficientnet-lite0, resnet18-imagenet, or timm: and a name"):
+        check_strong(StrongConfig(encoder=name))
 
 
 # Weights that cannot be had

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from tqdm import tqdm
 
-from attnad.config import SEED, SIZE, AttentionConfig, GaussianConfig, Range, check_ranges, gaussian_recipe
+from attnad.config import FROZEN, SEED, SIZE, GaussianConfig, Range, check_ranges, gaussian_recipe
 from attnad.features.places import (
     PatchDiscriminator,
     PatchFeatures,
@@ -32,7 +32,7 @@ from attnad.features.places import (
     train_discriminator,
 )
 from attnad.features.stains import StainConfig, stain
-from attnad.models import build_encoder
+from attnad.models import frozen_encoder
 from attnad.score import Scores
 from attnad.train import seeded, to_float
 from attnad.training.state import FitOptions, Log
@@ -43,6 +43,7 @@ KEPT_NUMBERS = 200_000_000  # whitened features of normal images, to teach a dis
 
 _RANGES: tuple[Range, ...] = (
     SIZE,
+    FROZEN,
     ("min_side", *SIZE[1:]),
     SEED,
     ("channels", "from 1 to 1024", lambda v: 1 <= v <= 1024),
@@ -67,7 +68,7 @@ class Levels(nn.Module):
 
     def __init__(self, config: GaussianConfig, *, pretrained: bool):
         super().__init__()
-        encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=pretrained)
+        encoder = frozen_encoder(config.encoder, pretrained=pretrained)
         self.features = PatchFeatures(
             encoder, min_side=config.min_side, per_level=config.per_level, channels=config.channels, seed=config.seed
         )

@@ -23,20 +23,22 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from attnad.augmentations import soft_augmentation
-from attnad.config import SEED, SIZE, AttentionConfig, Range, StrongConfig, check_ranges, strong_recipe
+from attnad.config import FROZEN, SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
 from attnad.features.places import PatchFeatures, PatchGaussians, PlaceSums, distance
-from attnad.models import build_encoder
+from attnad.models import frozen_encoder
 from attnad.score import EXTENTS, Scores, at_extents
 from attnad.train import to_float
 from attnad.training.state import FitOptions, Log
 from attnad.training.storage import check_bytes, load_modules, module_tensors, outline, save_tensors
 
 BATCH = 16
+CHANNELS = 448  # most that are kept: all of ResNet-18's; of more, those that the seed draws (D28)
 JUDGED = 400  # photographs that are left out in turn, at most: enough for any rate, and their features fit the memory
 NORMAL, HALF = -3.0, 4.0  # standard deviations from normal that are 0 and 1/2 in the maps
 
 _RANGES: tuple[Range, ...] = (
     SIZE,
+    FROZEN,
     ("min_side", *SIZE[1:]),
     SEED,
     ("copies", "from 0 to 20", lambda v: 0 <= v <= 20),
@@ -62,9 +64,9 @@ class Surprise(nn.Module):
 
     def __init__(self, config: StrongConfig, *, pretrained: bool):
         super().__init__()
-        encoder = build_encoder(AttentionConfig(encoder=config.encoder), pretrained=pretrained)
+        encoder = frozen_encoder(config.encoder, pretrained=pretrained)
         self.features = PatchFeatures(
-            encoder, min_side=config.min_side, per_level=False, smooth=False, channels=sum(encoder.channels)
+            encoder, min_side=config.min_side, per_level=False, smooth=False, channels=CHANNELS, seed=config.seed
         )
         (channels,), (stride,) = self.features.widths, self.features.strides
         self.gaussians = PatchGaussians(channels, max(config.size, config.min_side) // stride)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its published weights, whole or up to stride 16, and the size that frozen networks need."""
+"""EfficientNet-Lite0 with its published weights, other networks of timm's, and the size that frozen networks need."""
 
 from __future__ import annotations
 
@@ -48,6 +48,49 @@ class EfficientNetLite0(nn.Module):
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Features of strides 2, 4, 8 and 16: [n, 16, s/2, s/2], 24, 40 and 112 channels."""
         return self.body((x - 127 / 255) / (128 / 255))  # the scaling that its weights were trained with
+
+
+class TimmEncoder(nn.Module):
+    """A network of timm's, by its name there, up to stride 16, with the weights that timm fetches for it.
+
+    Raises WeightsError where timm is missing or does not know the name, where the weights cannot be fetched, and where
+    the network has no features of strides 2, 4, 8 and 16.
+    """
+
+    strides = EfficientNetLite0.strides
+
+    def __init__(self, name: str, *, pretrained: bool):
+        super().__init__()
+        try:
+            import timm
+
+            create: Any = timm.create_model
+            whole = create(name, features_only=True)
+            found = whole.feature_info.reduction()
+            if missing := [str(stride) for stride in self.strides if stride not in found]:
+                raise ValueError(f"it has no features of stride {', '.join(missing)}")
+            levels = tuple(map(found.index, self.strides))
+            self.body = create(name, pretrained=pretrained, features_only=True, out_indices=levels)
+        except ImportError as error:
+            raise WeightsError(f"timm:{name} needs other packages: {remedy('lite0')}") from error
+        except Exception as error:  # timm, its hub and the network raise what they like
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise WeightsError(
+                f"timm:{name}: {reason}. Choose a convolutional network among timm.list_models(pretrained=True), and "
+                "be online the first time"
+            ) from error
+        self.channels = tuple(self.body.feature_info.channels())
+        self.out_channels = self.channels[-1]
+        scaling: Any = timm.get_pretrained_cfg(name)
+        self.mean, self.std = ([*values] for values in (scaling.mean, scaling.std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pyramid(x)[-1]
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Features of strides 2, 4, 8 and 16."""
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return self.body((x - mean) / std)
 
 
 def load_lite0_weights() -> dict[str, Tensor]:

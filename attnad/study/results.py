@@ -27,7 +27,7 @@ COLUMNS = (
 def rows(job: Job, outcome: dict[str, Any]) -> list[dict[str, str]]:
     """Make a run's rows of results.csv from what `measure` gave; a metric that is undefined there has none."""
     config, facts, found = job.config, outcome["facts"], []
-    weights = PRETRAINED.get(config.encoder, "random")
+    weights = "timm" if config.encoder.startswith("timm:") else PRETRAINED.get(config.encoder, "random")
     for method, metrics in job.variant.rows.items():
         for metric, key in metrics.items():
             if (value := lookup(outcome, key)) is None:
