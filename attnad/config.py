@@ -276,6 +276,8 @@ class StrongConfig(DetectorConfig):
     """The frozen network, with ImageNet's weights; of timm's, any with features of strides 2 to 16 (D27)."""
     min_side: int = 128
     """Smaller images are enlarged to this side first, in pixels (D27)."""
+    register: bool = field(default=True, metadata={"before": False})
+    """Lay photographs of one part alike before they are judged, in whatever pose it lies; others stay (D38)."""
     copies: int = 2
     """Softly augmented copies of each normal image to learn from beside it; 0 where nothing ever moves (D35)."""
     shrink: float = 0.5

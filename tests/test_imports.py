@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "attnad"
 # file is one; its own name stands for its __init__.
 ROWS = [
     ("errors", "config"),
-    ("features.backbones",),
+    ("features.backbones", "features.registration"),
     (
         "training.storage",
         "training.machine",

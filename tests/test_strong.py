@@ -175,7 +175,7 @@ def test_copies_keep_a_small_shift_and_another_light_from_raising_the_score(norm
     for copies in (0, 3):
         config = replace(CONFIG, copies=copies)
         model = fit_of(config, normal)
-        plain, other = (model.distances(x).mean() for x in (to_float(normal), moved))
+        plain, other = (distance(model.gaussians(model.see(x)[0])).mean() for x in (to_float(normal), moved))
         surprise[copies] = float(other / plain)
     assert surprise[3] < surprise[0]
 

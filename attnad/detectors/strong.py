@@ -3,10 +3,10 @@
 Features of strides 4, 8 and 16, joined at stride 8, have one Gaussian a place (Defard et al. 2021, "PaDiM: a patch
 distribution modeling framework for anomaly detection and localization"). What is ours: they are fitted to softly
 augmented copies too, so that a camera or a lamp may move a little (D35); an image is judged at three extents, so that
-a dot counts and a stain as well (D36); and every photograph is left out once, so that all of them learn, and all of
-them serve for the threshold (D37).
+a dot counts and a stain as well (D36); every photograph is left out once, so that all of them learn, and all of them
+serve for the threshold (D37); and photographs of one part are laid alike first, in whatever pose it lay (D38).
 
-RUN/strong.safetensors             encoder, Gaussians, and what is normal for the map and at each extent
+RUN/strong.safetensors             encoder, pose, Gaussians, and what is normal for the map and at each extent
 RUN/log.csv                        the mean score of photographs that were left out, and the seconds
 """
 
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from attnad.augmentations import soft_augmentation
 from attnad.config import FROZEN, SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
 from attnad.features.places import PatchFeatures, PatchGaussians, PlaceSums, distance
+from attnad.features.registration import Registration, as_photographed, shrunken
 from attnad.models import frozen_encoder
 from attnad.score import EXTENTS, Scores, at_extents
 from attnad.train import to_float
@@ -70,24 +71,39 @@ class Surprise(nn.Module):
         )
         (channels,), (stride,) = self.features.widths, self.features.strides
         self.gaussians = PatchGaussians(channels, max(config.size, config.min_side) // stride)
+        self.registration = Registration() if config.register else None
+        self.registers = False  # `registration.alike`, without waiting for the device
         self.register_buffer("normal", torch.tensor([[0.0, 1.0]] * (1 + len(EXTENTS))))
 
-    def distances(self, x: Tensor) -> Tensor:
-        """Mahalanobis distances of images [n, 3, s, s] in [0, 1]: [n, 1, h, w] >= 0."""
-        return distance(self.gaussians(self.features(x)[0]))
+    def see(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features [n, c, h, w] of images [n, 3, s, s] in [0, 1], and the poses [n, 2, 3] of those that are registered.
 
-    def judge(self, distances: Tensor, size: int) -> tuple[Tensor, ...]:
-        """Image scores [n] and maps [n, size, size] in [0, 1) of distances, in the order of ANSWERS."""
+        The places of features are then those of the pose that all have.
+        """
+        poses = None
+        if self.registers and self.registration is not None:
+            x, poses = self.registration(x)
+        return self.features(x)[0], poses
+
+    def judge(self, distances: Tensor, size: int, poses: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Image scores [n] and maps [n, size, size] in [0, 1), in the order of ANSWERS, of Mahalanobis distances.
+
+        Distances [n, 1, h, w] >= 0 are those of images in the pose of all, maps of the photographs that had `poses`.
+        """
         (mean, deviation), *extents = self.normal
         z = (distances - mean) / deviation
         at = at_extents(z.flatten(1))
         standard = [(value - m) / d for value, (m, d) in zip(at, extents, strict=True)]
-        above = (interpolate(z, size=(size, size), mode="bilinear")[:, 0] - NORMAL).clamp(min=0).square()
+        maps = interpolate(z, size=(size, size), mode="bilinear")
+        if poses is not None:
+            maps = as_photographed(maps, poses)
+        above = (maps[:, 0] - NORMAL).clamp(min=0).square()
         return torch.stack(standard).amax(0), at[1], z.flatten(1).amax(1), above / (above + (HALF - NORMAL) ** 2)
 
     def answer(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The same of images [n, 3, s, s] in [0, 1], with maps of their size."""
-        return self.judge(self.distances(x), x.shape[-1])
+        """The same of images [n, 3, s, s] in [0, 1]; maps have their size."""
+        features, poses = self.see(x)
+        return self.judge(distance(self.gaussians(features)), x.shape[-1], poses)
 
 
 # What `Surprise.answer` gives, in its order: three image scores, then the map.
@@ -131,6 +147,7 @@ class Strong:
         """Load what `fit` gave; raises CheckpointError where the file is missing, damaged or of another model."""
         surprise = outline(lambda: Surprise(config, pretrained=False))
         load_modules(folder / "strong.safetensors", surprise=surprise)
+        surprise.registers = surprise.registration is not None and bool(surprise.registration.alike)
         return cls(surprise.to(device).to(memory_format=torch.channels_last).eval())
 
     @torch.no_grad()
@@ -156,36 +173,43 @@ def fit_surprise(
     """
     device = surprise.normal.device
     generator = torch.Generator(device).manual_seed(config.seed)
+    if surprise.registration is not None:
+        surprise.registration.fit(torch.cat([shrunken(to_float(part.to(device))) for part in images.split(BATCH)]))
+        surprise.registers = bool(surprise.registration.alike)
     folds, judged = leave_out(groups, config.folds, config.seed)
     never = torch.isin(torch.arange(len(images)), torch.cat(folds), invert=True).nonzero()[:, 0]
     parts = [(number, part) for number, fold in enumerate([*folds, never]) for part in fold.split(BATCH) if len(part)]
     sums: PlaceSums | None = None
     views: list[list[Tensor]] = [[] for _ in folds]  # features of all views of those that are left out
     plain: list[list[Tensor]] = [[] for _ in folds]  # features of those judged, as they are
+    poses: list[Tensor | None] = []  # of the same
     for number, part in tqdm(parts, desc="features", disable=not progress):
         x = to_float(images[part].to(device))
         for copy in range(1 + config.copies):
-            [f] = surprise.features(soft_augmentation(x, config.soft, generator) if copy else x)
+            f, pose = surprise.see(soft_augmentation(x, config.soft, generator) if copy else x)
             half = f.half()
             sums = sums or PlaceSums(f)
             sums.add(half.float())  # as they are taken away again
             if number < len(folds):
                 views[number].append(half)
                 if not copy:
-                    plain[number].append(half[torch.isin(part, judged).to(device)])
+                    shown = torch.isin(part, judged).to(device)
+                    plain[number].append(half[shown])
+                    poses.append(None if pose is None else pose[shown])
     assert sums is not None, "there are images"
     surprise.gaussians.load_state_dict(sums.gaussian(config.shrink, config.ridge).state_dict())
 
-    distances = []
-    for mine, shown in zip(tqdm(views, desc="left out", disable=not progress), plain, strict=True):
+    parts_found = []
+    for mine, own in zip(tqdm(views, desc="left out", disable=not progress), plain, strict=True):
         others = sums.without(torch.cat(mine).float()).gaussian(config.shrink, config.ridge)
-        distances.append(distance(others(torch.cat(shown).float())))
-    found = torch.cat(distances)
+        parts_found += [distance(others(part.float())) for part in own]
+    found = torch.cat(parts_found)
     moments = [found.mean(), found.std().clamp(min=1e-6)]
     at = at_extents(((found - moments[0]) / moments[1]).flatten(1))
     moments += [moment for each in at for moment in (each.mean(), each.std().clamp(min=1e-6))]
     surprise.normal.copy_(torch.stack(moments).reshape(-1, 2))
-    return _scores([surprise.judge(part, images.shape[-1]) for part in found.split(BATCH)]), judged
+    size, pairs = images.shape[-1], zip(parts_found, poses, strict=True)
+    return _scores([surprise.judge(distances, size, pose) for distances, pose in pairs]), judged
 
 
 def leave_out(groups: Tensor, folds: int, seed: int) -> tuple[list[Tensor], Tensor]:
