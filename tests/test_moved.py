@@ -14,7 +14,7 @@ from attnad.cli import main
 from attnad.data.textures import held_out_crops, train_crops
 from attnad.study import curves
 from attnad.study.curves import CURVES, GRADED, draw, points, table
-from attnad.study.moved import MOVED
+from attnad.study.moved import MOVED, any_pose, turn
 from attnad.study.records import read_records
 from attnad.study.sets import COLUMNS
 
@@ -75,6 +75,17 @@ def test_a_turn_is_pillows_the_other_way_round(bricks, masks, degrees):
     assert apart.max() <= 2  # it counts in fixed point
     mask = Image.fromarray(masks[0].numpy()).rotate(-degrees, Image.Resampling.NEAREST)
     assert (np.asarray(mask) != moved[0].numpy()).sum() < 0.02 * masks[0].sum()
+
+
+def test_any_pose_turns_each_image_otherwise_and_its_mask_with_it(bricks, masks):
+    images, turned = any_pose(bricks, masks, seed=0)
+    again, _ = any_pose(bricks, masks, seed=0)
+    assert torch.equal(images, again)
+    angles = 360 * torch.rand(len(bricks), generator=torch.Generator().manual_seed(0))
+    for i, angle in enumerate(angles):
+        alone, mask = turn(angle)(bricks[i : i + 1], masks[i : i + 1])
+        assert torch.equal(images[i : i + 1], alone)
+        assert torch.equal(turned[i : i + 1], mask)
 
 
 def test_light_gain_and_gradient_are_products_that_are_clipped(bricks, masks):

@@ -74,10 +74,11 @@ def test_folders_are_looked_for_in_three_places_and_what_is_not_there_is_named(t
     for name in ("pill", "sets/kolektor", "mvtec_ad/bottle"):
         (tmp_path / name).mkdir(parents=True)
     there = sets.sets_there(None, tmp_path)
-    assert there == ["kolektor", "bottle", "pill", *sets.EMBEDDED]
+    assert there == ["kolektor", "bottle", "pill", *sets.TURNED, *sets.EMBEDDED]
     printed = capsys.readouterr().out
     assert printed == f"left out, for they are not below {tmp_path}: deeppcb, casting, elpv_poly, potato_leaf\n"
     assert sets.place("kolektor", tmp_path) == (str(tmp_path / "sets" / "kolektor"), None)
+    assert sets.place("pill_turned", tmp_path) == sets.place("pill", tmp_path)
     assert sets.place("retina", tmp_path) == ("textures", "retina")
     with pytest.raises(DataError, match=r"casting: no folder of that name is in .*; name its folder: --data-root"):
         sets.place("casting", tmp_path)

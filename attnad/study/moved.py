@@ -82,13 +82,20 @@ def jpeg(quality: int) -> Move:
     return lambda images, masks: (torch.stack([as_jpeg(image, quality) for image in images]).contiguous(), masks)
 
 
-def _placed(images: Tensor, masks: Tensor, *, turned: float, shifted: float) -> tuple[Tensor, Tensor]:
+def any_pose(images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Turn each image about its centre, by any angle, which the seed draws."""
+    angles = 360 * torch.rand(len(images), generator=torch.Generator().manual_seed(seed))
+    return _placed(images, masks, turned=angles, shifted=0.0)
+
+
+def _placed(images: Tensor, masks: Tensor, *, turned: float | Tensor, shifted: float) -> tuple[Tensor, Tensor]:
     """Turn by degrees and shift by pixels of 256: images between pixels linearly, masks where they cover half."""
+    clockwise = -torch.as_tensor(turned).expand(len(images))
 
     def sampled(x: Tensor) -> Tensor:
-        away, clockwise = torch.tensor([shifted / 256] * 2), torch.tensor([-turned])
-        return torch.cat([placed(part.float(), away.expand(len(part), 2), clockwise.expand(len(part)))
-                          for part in x.split(16)])  # fmt: skip
+        away = torch.full((len(x), 2), shifted / 256)
+        parts = zip(*(values.split(16) for values in (x, away, clockwise)), strict=True)
+        return torch.cat([placed(part.float(), *pose) for part, *pose in parts])
 
     return _whole(sampled(images)), sampled(masks[:, None])[:, 0] >= 0.5
 

@@ -26,7 +26,7 @@ from attnad.metrics import evaluate_scores
 from attnad.run.run import Run, learn
 from attnad.study.choice import THEIRS, table
 from attnad.study.compare_anomalib import anomalib_version, fit_theirs, milliseconds
-from attnad.study.moved import MOVED, Move
+from attnad.study.moved import MOVED, Move, any_pose
 from attnad.study.records import Row, add_records, read_records
 from attnad.study.results import current_commit
 from attnad.train import pick_device
@@ -34,8 +34,9 @@ from attnad.training.machine import machine_facts
 from attnad.training.state import FitOptions
 
 PHOTOGRAPHS = ("kolektor", "deeppcb", "casting", "elpv_poly", "potato_leaf", "bottle", "pill")
+TURNED = {f"{name}_turned": name for name in ("bottle", "pill")}  # parts in any pose, and where they lie in one
 EMBEDDED = (*TEXTURES, *CHOSEN_ON)
-SETS = (*PHOTOGRAPHS, *EMBEDDED)
+SETS = (*PHOTOGRAPHS, *TURNED, *EMBEDDED)
 PEERS = dict(zip(THEIRS, ("anomalib PaDiM", "anomalib PatchCore"), strict=True))
 DETECTORS = ("strong", "gaussian", "neighbours", *PEERS)
 SEEDS = (0, 1, 2)
@@ -57,7 +58,7 @@ class Fitted(NamedTuple):
 
 def folder_of(name: str, root: Path | None) -> Path | None:
     """The folder of a set of photographs below the root, in it or in its folders sets or mvtec_ad; None without one."""
-    base = find_root(root)
+    base, name = find_root(root), TURNED.get(name, name)
     return next((p for p in (base / name, base / "sets" / name, base / "mvtec_ad" / name) if p.is_dir()), None)
 
 
@@ -86,10 +87,13 @@ def place(name: str, root: Path | None) -> tuple[str, str | None]:
 def load_set(name: str, root: Path | None, size: int) -> tuple[Tensor, TestSet]:
     """A set's normal training images, uint8 [n, 3, s, s], and its test set."""
     data, normal = place(name, root)
-    return (
-        load_train(data, size=size, normal_class=normal).images,
-        load_test(data, size=size, normal_class=normal),
-    )
+    images = load_train(data, size=size, normal_class=normal).images
+    test = load_test(data, size=size, normal_class=normal)
+    if name in TURNED:
+        images, _ = any_pose(images, torch.zeros(len(images), size, size, dtype=torch.bool), seed=0)
+        turned, masks = any_pose(test.images, test.masks, seed=1)
+        test = replace(test, images=turned, masks=masks)
+    return images, test
 
 
 def configuration(name: str, detector: str, seed: int, size: int, values: dict[str, Any]) -> Any:
