@@ -74,6 +74,13 @@ def test_a_shift_is_found_to_a_pixel_and_taken_back(any_pose):
     assert (laid - still)[..., 20:-20, 20:-20].abs().mean() < 0.01
 
 
+def test_a_camera_that_was_shifted_costs_no_sharpness():
+    """Without a turn the shift is one of whole pixels: what comes back is what was photographed."""
+    aligned, x = fitted(lying([0.0] * 12)), lying([0.0] * 2, seed=5)
+    laid, _ = aligned(x.roll((10, -6), (2, 3)))
+    torch.testing.assert_close(laid[..., 12:-12, 12:-12], x[..., 12:-12, 12:-12], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("light", [0.6, 1.3])
 def test_another_light_is_another_pose_of_nothing(any_pose, light):
     x = lying([100.0, 200.0]) * 0.7

@@ -19,6 +19,7 @@ SIDE, REACH, ANGLES = 64, 8, 90  # of the small version, its farthest shift eith
 SAMPLE = 48  # photographs, at most, that the mean is made of
 FIRST, ROUNDS = 4, 3  # photographs that are tried as the first mean, and how often it is made anew
 ALIKE = 0.8  # mean correlation of registered photographs from which on they show one part
+LEVEL = math.radians(0.5)  # a smaller turn is none, and the shift then one of whole pixels: nothing is resampled
 BETTER = 0.5  # a photograph is moved where that leaves less than this share of what is not explained as it lies
 
 
@@ -59,7 +60,7 @@ class Registration(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The images in the pose of all [n, 3, s, s], and the poses that they had [n, 2, 3]."""
-        poses = self.pose(shrunken(x))
+        poses = _whole_pixels(self.pose(shrunken(x)), x.shape[-1])
         return _where_moved(poses, _moved(x, poses, "bicubic").clamp(0, 1), x), poses
 
     def _best(self, small: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,6 +89,14 @@ class Registration(nn.Module):
         cos, sin = turned.cos(), turned.sin()
         poses = torch.stack([cos, sin, right, -sin, cos, down], 1).reshape(n, 2, 3)
         return best, poses, found[:, 0, REACH, REACH]
+
+
+def _whole_pixels(poses: Tensor, side: int) -> Tensor:
+    """Poses as they are, but those without a turn: these shift images of `side` by whole pixels."""
+    shift = (poses[:, :, 2:] * (side / 2)).round() / (side / 2)
+    level = torch.cat([torch.eye(2, device=poses.device).expand(len(poses), 2, 2), shift], 2)
+    turns = (poses[:, 0, 1].abs() > math.sin(LEVEL)) | (poses[:, 0, 0] < 0)
+    return torch.where(turns[:, None, None], poses, level)
 
 
 def shrunken(x: Tensor) -> Tensor:
