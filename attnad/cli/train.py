@@ -54,6 +54,10 @@ def train(
             f"{copies} of the {run.facts['n_normal']} images are nearly the same as another: copies teach nothing new. "
             "None is both learned from and held out"
         )
+    if run.facts.get("registered"):
+        print(
+            "They show one part: each photograph is laid as the others lie before it is judged (not with --no-register)"
+        )
     held_out = len(run.facts.get("held_out_scores", ()))  # none in a run of an earlier version
     if held_out:
         left_out = "calibrated_on" in run.facts

@@ -150,6 +150,11 @@ class Strong:
         surprise.registers = surprise.registration is not None and bool(surprise.registration.alike)
         return cls(surprise.to(device).to(memory_format=torch.channels_last).eval())
 
+    @property
+    def registers(self) -> bool:
+        """Whether photographs are laid alike first."""
+        return self.surprise.registers
+
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """Score uint8 images [n, 3, s, s]; a place four standard deviations from normal has 1/2 in the map."""

@@ -324,6 +324,7 @@ def _learn(
         threshold_from=said,
         held_out_scores=scores.tolist(),
         **({"calibrated_on": LEFT_OUT} if left_out else {}),
+        **({"registered": True} if getattr(detector, "registers", False) else {}),
         n_train=n_train,
         n_copies=len(groups) - len(groups.unique()),
         n_normal=len(groups),
