@@ -113,6 +113,7 @@ def test_sums_without_some_are_the_sums_of_the_others():
     others.add(f[4:])
     expected = others.gaussian(0.5, 0.01)
     torch.testing.assert_close(distance(found(f)), distance(expected(f)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(others.distances(f, 0.5, 0.01), distance(expected(f)), rtol=1e-4, atol=1e-4)
     assert whole.n == 12  # as it was
 
 

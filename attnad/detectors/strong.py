@@ -206,8 +206,8 @@ def fit_surprise(
 
     parts_found = []
     for mine, own in zip(tqdm(views, desc="left out", disable=not progress), plain, strict=True):
-        others = sums.without(torch.cat(mine).float()).gaussian(config.shrink, config.ridge)
-        parts_found += [distance(others(part.float())) for part in own]
+        others = sums.without(torch.cat(mine).float())
+        parts_found += others.distances(torch.cat(own).float(), config.shrink, config.ridge).split([*map(len, own)])
     found = torch.cat(parts_found)
     moments = [found.mean(), found.std().clamp(min=1e-6)]
     at = at_extents(((found - moments[0]) / moments[1]).flatten(1))

@@ -7,6 +7,7 @@ a simple network for image anomaly detection and localization"). What is ours is
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -234,19 +235,21 @@ class PlaceSums:
         self.products = first.new_zeros(h * w, c, c)
 
     def add(self, f: Tensor) -> None:
-        places = f.flatten(2).permute(2, 0, 1).contiguous() - self.origin  # [p, n, c]
+        places = self._about_origin(f)
         self.n += len(f)
         self.sum += places.sum(1, keepdim=True)
         self.products.baddbmm_(places.mT, places)
 
     def without(self, f: Tensor) -> PlaceSums:
         """The sums over all images but these, which are among them."""
-        own = PlaceSums(f, self.origin)
-        own.add(f)
-        own.n = self.n - own.n
-        own.sum = self.sum - own.sum
-        torch.sub(self.products, own.products, out=own.products)
-        return own
+        places, others = self._about_origin(f), copy.copy(self)
+        others.n = self.n - len(f)
+        others.sum = self.sum - places.sum(1, keepdim=True)
+        others.products = torch.baddbmm(self.products, places.mT, places, alpha=-1)
+        return others
+
+    def _about_origin(self, f: Tensor) -> Tensor:
+        return f.flatten(2).permute(2, 0, 1).contiguous() - self.origin  # [p, n, c]
 
     def gaussian(self, shrink: float, ridge: float) -> PatchGaussians:
         """The Gaussian of each place.
@@ -255,20 +258,30 @@ class PlaceSums:
         its diagonal in units of the channel's variance over all places and images: few images leave a covariance
         without inverse, and a channel that never varies must not decide everything.
         """
+        mean, spread, lower = self._factors(shrink, ridge)
+        eye = torch.eye(len(spread), device=lower.device).expand_as(lower)
+        inverse = torch.linalg.solve_triangular(lower, eye, upper=False)  # z = inverse @ f
+        places = PatchGaussians(len(spread), self.side)
+        places.mean, places.whitening = mean, inverse.div_(spread).mT
+        return places
+
+    def distances(self, f: Tensor, shrink: float, ridge: float) -> Tensor:
+        """What `distance` gives of features [n, c, h, w] by `gaussian`: [n, 1, h, w], with nothing inverted."""
+        mean, spread, lower = self._factors(shrink, ridge)
+        places = (f.flatten(2).permute(2, 1, 0) - mean.mT) / spread[:, None]  # [p, c, n]
+        white = torch.linalg.solve_triangular(lower, places, upper=False)
+        return white.square().mean(1).sqrt().T.reshape(len(f), 1, self.side, self.side)
+
+    def _factors(self, shrink: float, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean of each place, spread of each channel, and Cholesky factor of each covariance in units of the spread."""
         offset = self.sum / self.n
-        covariance = self.products / self.n  # in place from here: each is c x c numbers a place
-        covariance -= offset.mT @ offset
+        # Each covariance is c x c numbers a place: all is done in as few passes as can be, and in place.
+        covariance = torch.baddbmm(self.products, offset.mT, offset, beta=1 / self.n, alpha=-1)
         mean = self.origin + offset
         overall = covariance.mean(0)
         between = (mean - mean.mean(0)).squeeze(1)
         spread = (overall.diagonal() + between.square().mean(0)).sqrt().clamp(min=1e-6)  # [c], over places and images
         scale = spread[:, None] * spread
-        overall = overall / scale
-        covariance.div_(scale).lerp_(overall, shrink)
+        torch.addcmul(shrink * overall / scale, covariance, (1 - shrink) / scale, out=covariance)
         covariance.diagonal(dim1=1, dim2=2).add_(ridge)
-        lower = torch.linalg.cholesky(covariance)
-        eye = torch.eye(len(overall), device=covariance.device).expand_as(lower)
-        inverse = torch.linalg.solve_triangular(lower, eye, upper=False)  # z = inverse @ f
-        places = PatchGaussians(len(overall), self.side)
-        places.mean, places.whitening = mean, inverse.div_(spread).mT
-        return places
+        return mean, spread, torch.linalg.cholesky(covariance)
