@@ -58,7 +58,7 @@ ROWS = [
     ("study.summary", "study.plan", "study.compare_anomalib"),
     ("study.claims", "study.engines", "study.choice"),
     ("study.sets",),
-    ("study.curves", "study.calibration"),
+    ("study.curves", "study.few", "study.calibration"),
     ("cli.flags",),
     ("cli.bench", "cli.evaluate", "cli.export", "cli.figure", "cli.reproduce", "cli.score", "cli.train"),
     ("cli.arguments",),

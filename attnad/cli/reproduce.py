@@ -10,7 +10,7 @@ from attnad.errors import SettingError
 
 Table = Literal[
     "table1", "table2", "table3", "table4", "table5", "textures", "defects", "beyond", "surfaces", "choices",
-    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "sets", "moved", "calibration",
+    "unlabelled", "rivals", "rivals-cifar10", "rivals-mvtec", "sets", "moved", "few", "calibration",
     "all",
 ]  # fmt: skip
 
@@ -47,8 +47,9 @@ def reproduce(
             without labelled defects goes with the figures that need them; rivals, the systems that the paper compares
             itself with, on the embedded data; rivals-cifar10 and rivals-mvtec, the same on CIFAR-10 and MVTec AD. sets:
             our detectors and anomalib's on the development sets, as they are and moved, into sets.csv, and the choice
-            that a rule makes by it; moved, the same on four of them, moved more and more, into moved.csv; calibration,
-            promised false alarms against delivered ones, into calibration.csv. all: every table before these, the most
+            that a rule makes by it; moved, the same on four of them, moved more and more, into moved.csv; few, learned
+            from 4, 8 and 16 photographs, into few.csv; calibration, promised false alarms against delivered ones, into
+            calibration.csv. all: every table before these, the most
             telling runs first, those alone that results.csv has no rows of.
         classes: Classes or categories; by default all of the table's that are there.
         seeds: Seeds; the table shows mean and standard deviation over them. By default 0 1 2, of calibration 0 to 4.
@@ -58,7 +59,7 @@ def reproduce(
         epochs: Other epochs than the recipe's, of stage 1 where there are two. The rows say how many.
         adgan_epochs: Other epochs of stage 2 than the recipe's. The rows say how many.
         set: Other values than the recipe's, such as attention.kl_weight=1.0. The rows say which.
-        detectors: Of sets, moved and calibration: recipes of ours, to which --set applies, and of the first two
+        detectors: Of sets, moved, few and calibration: recipes of ours, to which --set applies, and but for the last
             anomalib's padim and patchcore; by default strong, with both, of sets with gaussian and neighbours as well.
         engine: One run after the other here, or all at once on a Ray cluster (pip install ray).
         jobs: Runs at once on this machine, each in a process of its own with its share of the cores.
@@ -78,7 +79,7 @@ def reproduce(
         except ValueError:
             values[name.replace("-", "_")] = value  # a word
 
-    if table in ("sets", "moved", "calibration"):
+    if table in ("sets", "moved", "few", "calibration"):
         others = {
             "--recipe": recipe != "quick", "--encoder": encoder, "--epochs": epochs, "--adgan-epochs": adgan_epochs,
             "--engine": engine != "local", "--jobs": jobs != 1, "--minutes": minutes,
@@ -86,9 +87,9 @@ def reproduce(
         }  # fmt: skip
         if given := [flag for flag, value in others.items() if value]:
             raise SettingError(f"attnad reproduce {table} does not take {', '.join(given)}; leave that out")
-        from attnad.study import calibration, curves, sets
+        from attnad.study import calibration, curves, few, sets
 
-        study = {"sets": sets, "moved": curves, "calibration": calibration}[table]
+        study = {"sets": sets, "moved": curves, "few": few, "calibration": calibration}[table]
         study.reproduce(
             classes=classes, detectors=detectors or study.DETECTORS, seeds=seeds or study.SEEDS, size=size,
             values=values, results=results, device=device, data_root=data_root,

@@ -159,10 +159,14 @@ def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def label_of(detector: str, values: dict[str, Any], size: int | None = None) -> str:
-    """A detector's name in tables, with what is other than usual: of ours, values of the recipe; a side in pixels."""
+def label_of(detector: str, values: dict[str, Any], size: int | None = None, photographs: int | None = None) -> str:
+    """A detector's name in tables, with what is other than usual.
+
+    That is, of ours, values of the recipe; a side in pixels; the number of photographs that it learns from.
+    """
     told = ({} if detector in PEERS else values) | ({"size": size} if size else {})
-    return " ".join([detector, *(f"{name}={value}" for name, value in sorted(told.items()))])
+    few = [f"n={photographs}"] if photographs else []
+    return " ".join([detector, *(f"{name}={value}" for name, value in sorted(told.items())), *few])
 
 
 @torch.no_grad()
@@ -175,10 +179,13 @@ def measure_sets(
     seeds: Sequence[int],
     size: int | None = None,
     values: dict[str, Any] | None = None,
+    photographs: int | None = None,
     device: str = "auto",
     data_root: Path | None = None,
 ) -> list[Row]:
     """Fit each detector to each set and judge its test images under each change; returns the table, COLUMNS.
+
+    It learns from all normal images, or from so many `photographs`, which the seed draws.
 
     The rows of a detector on a set are written as soon as they are all there, and rows that are there stay, so that
     the same command goes on after a stop. `values` are other than a recipe's own, of our detectors.
@@ -189,11 +196,14 @@ def measure_sets(
     for name in names:
         side = size or (64 if name in EMBEDDED else 256)
         for detector, seed in ((detector, seed) for seed in seeds for detector in detectors):
-            key = (name, label_of(detector, values, size), str(seed), str(side))
+            key = (name, label_of(detector, values, size, photographs), str(seed), str(side))
             missing = {moved: move for moved, move in moves.items() if (*key, moved) not in done}
             if not missing:
                 continue
             images, test = load_set(name, data_root, side)
+            if photographs:
+                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+                images = images[order[:photographs].sort().values]
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
                 one = fitted(name, detector, seed, images, values, Path(folder), where)
