@@ -61,18 +61,17 @@ def test_a_start_that_takes_too_long_is_tried_again_and_then_told():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one CPU each, as real processes of this machine."""
+    """A node of two CPUs, and so two workers, as real processes of this machine."""
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
+    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where workers find `studies`
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # beside other tests a nice worker would wait for its turn
         patch.setenv("OMP_NUM_THREADS", "1")  # Ray's workers take the user's number before their own
         cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
-        started(lambda: cluster.add_node(num_cpus=1, num_gpus=0))
         started(lambda: ray.init(address=cluster.address, log_to_driver=False))
         yield cluster
         ray.shutdown()
