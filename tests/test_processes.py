@@ -34,6 +34,7 @@ from attnad.study.tables import CIFAR10_CLASSES, CLASSES, MVTEC_CATEGORIES, TABL
 from attnad.training.state import Log, stopping
 from attnad.training.storage import load_tensors
 
+
 def textures(*methods: str, seeds: tuple[int, ...] = (0,), overrides: dict[str, Any] = TINY) -> list[Job]:
     """Jobs of the study on textures, of the methods in the order named."""
     planned = jobs("textures", classes=["brick"], seeds=seeds, overrides=overrides)
