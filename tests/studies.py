@@ -12,12 +12,10 @@ import pytest
 from made import few_crops
 
 from attnad.detectors import paper
-from attnad.study.engines import reproduce
+from attnad.study.engines import measure, reproduce
 from attnad.study.results import COLUMNS
 from attnad.study.summary import Summary
-from attnad.study.tables import (
-    TABLES,
-)
+from attnad.study.tables import TABLES
 
 # Forked from a server that has imported all this once: real processes, without seconds of imports for each.
 processes = multiprocessing.get_context("forkserver")
@@ -35,6 +33,19 @@ def short_study(*methods: str) -> Iterator[pytest.MonkeyPatch]:
         few_crops(patch, train=40)
         patch.setitem(TABLES, "textures", [v for v in TABLES["textures"] if v.rows.keys() & set(methods)])
         yield patch
+
+
+def measure_on_few_crops(config: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """`engines.measure` on a few crops: in whatever process this is called, where no patch of the test's own holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_crops(patch)
+        return measure(config, *arguments, **options)
+
+
+@pytest.fixture
+def small_runs(monkeypatch) -> None:
+    """Studies measure on a few crops, in this process and in those that they start."""
+    monkeypatch.setattr("attnad.study.engines.measure", measure_on_few_crops)
 
 
 def study(folder: Path, **arguments: Any) -> Summary:

@@ -20,20 +20,19 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from studies import TINY, measure_on_few_crops
 from waiting import PATIENCE, until
 
 from attnad.cli import main
 from attnad.errors import SettingError, Stopped, TrainingError
 from attnad.run.run import folder_name
-from attnad.study.engines import measure, reproduce
+from attnad.study.engines import reproduce
 from attnad.study.plan import ORDER, Seconds, everything, missing
 from attnad.study.processes import run_in_processes, share_of_cores
 from attnad.study.results import COLUMNS, read_results, write_results
 from attnad.study.tables import CIFAR10_CLASSES, CLASSES, MVTEC_CATEGORIES, TABLES, Job, jobs
 from attnad.training.state import Log, stopping
 from attnad.training.storage import load_tensors
-
-TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
 
 
 def textures(*methods: str, seeds: tuple[int, ...] = (0,), overrides: dict[str, Any] = TINY) -> list[Job]:
@@ -88,7 +87,17 @@ def saves_once_asked(config: Any, **arguments: Any) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, "add", add_and_wait)
-        return measure(config, **arguments)
+        return measure_on_few_crops(config, **arguments)
+
+
+# What the command is where its runs are to be on a few crops.
+SMALL_RUNS = """
+import sys, studies
+from attnad.cli import main
+from attnad.study import engines
+engines.measure = studies.measure_on_few_crops
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 # --- many at once ----------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ def test_at_the_deadline_nothing_runs_any_more(tmp_path, monkeypatch):
     assert not any(runs(int(path.name)) for path in tmp_path.iterdir())
 
 
-def test_many_at_once_give_the_rows_of_one_after_the_other(tmp_path, monkeypatch):
+def test_many_at_once_give_the_rows_of_one_after_the_other(small_runs, tmp_path, monkeypatch):
     names = ("as the recipe says", "ADGAN without synthetic fakes", "no adversarial losses")
     monkeypatch.setitem(TABLES, "textures", [v for v in TABLES["textures"] if next(iter(v.rows)) in names])
     folders = {name: {k: tmp_path / name / k for k in ("runs", "results")} for name in ("one", "many")}
@@ -167,7 +176,7 @@ def test_many_at_once_give_the_rows_of_one_after_the_other(tmp_path, monkeypatch
     assert many == one
 
 
-def test_a_failed_run_ends_the_command_with_its_name(tmp_path, monkeypatch, capsys):
+def test_a_failed_run_ends_the_command_with_its_name(small_runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:3])
     options = ["--size", "32", "--epochs", "0", "--adgan-epochs", "1", "--set", "attention.width=4", "--device", "cpu"]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
@@ -208,7 +217,7 @@ def terminate_once_begun(folder: Path) -> None:
 def test_what_is_asked_to_end_goes_on_to_the_same_weights(tmp_path):
     (job,) = textures("as the recipe says", overrides=TINY | {"attention.epochs": 8})
     arguments = {"runs": tmp_path, "device": "cpu", "progress": False}
-    measure(job.config, tmp_path / "whole", device="cpu", progress=False)
+    measure_on_few_crops(job.config, tmp_path / "whole", device="cpu", progress=False)
     asking = threading.Thread(target=terminate_once_begun, args=(tmp_path,))
     folder = tmp_path / folder_name(job.config)
     asking.start()
@@ -218,7 +227,7 @@ def test_what_is_asked_to_end_goes_on_to_the_same_weights(tmp_path):
     epochs = int(load_tensors(folder / "attention.state.safetensors")["epoch"])
     assert 0 < epochs < 8
     assert str(outcome) == f"stopped after epoch {epochs}; the same command goes on from there"
-    measure(job.config, **arguments)
+    measure_on_few_crops(job.config, **arguments)
     for name in ("attention.safetensors", "adgan.safetensors"):
         one, other = load_tensors(folder / name), load_tensors(tmp_path / "whole" / folder.name / name)
         assert one.keys() == other.keys()
@@ -230,8 +239,8 @@ def test_runs_whose_parent_is_killed_save_their_states_and_end(tmp_path):
     options = ["--size", "32", "--epochs", "4000", "--set", "attention.width=4", "--device", "cpu", "--jobs", "2"]
     folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     parent = subprocess.Popen(
-        [sys.executable, "-m", "attnad", "reproduce", "textures", "--seeds", "0", *options, *folders],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", SMALL_RUNS, "reproduce", "textures", "--seeds", "0", *options, *folders],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent,
     )  # fmt: skip
     until(lambda: len(list(tmp_path.glob("runs/*/log.csv"))) == 2, lambda: parent.poll() is None)
     below = psutil.Process(parent.pid).children(recursive=True)
@@ -330,7 +339,7 @@ def test_a_run_begins_only_if_it_can_end(tmp_path):
     assert seconds.fits(a, 1)
 
 
-def test_all_tables_in_borrowed_minutes(tmp_path, capsys, monkeypatch):
+def test_all_tables_in_borrowed_minutes(small_runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:3])
     for other in ("surfaces", "choices", "unlabelled", "rivals"):

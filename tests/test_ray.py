@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from studies import TINY, measure_on_few_crops
 from waiting import until
 
 from attnad.errors import SettingError, TrainingError, remedy
@@ -21,11 +22,11 @@ from attnad.study import engines
 from attnad.study.engines import reproduce, run_locally, run_on_ray
 from attnad.study.results import read_results, rows
 from attnad.study.tables import TABLES, jobs
+from attnad.training.state import Log
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read as Ray is imported: nothing here listens to others
 pytest.importorskip("ray", reason=f"the engine needs Ray: {remedy('ray')}")
 
-TINY = {"size": 32, "attention.width": 4, "attention.latent": 8, "attention.epochs": 1, "adgan.epochs": 1}
 SEEDS = (0, 1)
 
 
@@ -60,17 +61,17 @@ def test_a_start_that_takes_too_long_is_tried_again_and_then_told():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one CPU each, as real processes of this machine."""
+    """A node of two CPUs, and so two workers, as real processes of this machine."""
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
+    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where workers find `studies`
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # beside other tests a nice worker would wait for its turn
         patch.setenv("OMP_NUM_THREADS", "1")  # Ray's workers take the user's number before their own
         cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
-        started(lambda: cluster.add_node(num_cpus=1, num_gpus=0))
         started(lambda: ray.init(address=cluster.address, log_to_driver=False))
         yield cluster
         ray.shutdown()
@@ -121,48 +122,44 @@ def test_a_cluster_that_others_reach_needs_a_token(address, settings, tmp_path, 
         list(run_on_ray([]))
 
 
-def busy_workers() -> list[int]:
-    """Process numbers of the workers below this process that run `measure` now."""
-    parent, busy = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            pid = int(folder.name)
-            parent[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(b"ray::measure"):
-                busy.append(pid)
-        except OSError:  # it has ended
-            continue
+def measure_once_killed(folder: Path) -> Callable[..., Any]:
+    """What takes the place of `measure` in the workers: each waits after its first epoch until one has been killed."""
 
-    def is_ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parent and is_ours(parent[pid]))
+    def measure(config: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        add = Log.add
 
-    return [pid for pid in busy if is_ours(pid)]
+        def add_and_wait(self: Log, *values: Any) -> None:
+            add(self, *values)
+            (folder / str(os.getpid())).touch()
+            until((folder / "killed").exists)
 
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Log, "add", add_and_wait)
+            return measure_on_few_crops(config, *arguments, **options)
 
-def kill_one(runs: Path, killed: list[int]) -> None:
-    """Kill a worker once a run has logged its first epoch."""
-    busy: list[int] = []
-
-    def begun() -> bool:
-        busy[:] = busy_workers()
-        return bool(busy) and any(runs.glob("*/log.csv"))
-
-    until(begun)
-    os.kill(busy[0], signal.SIGKILL)
-    killed.append(busy[0])
+    return measure
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its workers in /proc")
+def kill_one(folder: Path) -> None:
+    """Kill a worker once two are in the middle of a run."""
+    until(lambda: len(list(folder.iterdir())) == 2)
+    os.kill(int(next(folder.iterdir()).name), signal.SIGKILL)
+    (folder / "killed").touch()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_worker_costs_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:2])
+    (tmp_path / "working").mkdir()
+    monkeypatch.setattr(engines, "measure", measure_once_killed(tmp_path / "working"))
     arguments = {"seeds": SEEDS, "overrides": TINY}
     folders = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_one, args=(folders["runs"], killed))
+    killer = threading.Thread(target=kill_one, args=(tmp_path / "working",))
     killer.start()
     reproduce("textures", device="cpu", engine="ray", **arguments, **folders)
     killer.join()
-    assert len(killed) == 1
+    assert (tmp_path / "working" / "killed").exists()
+    monkeypatch.setattr(engines, "measure", measure_on_few_crops)
 
     found = read_results(folders["results"] / "results.csv")
     planned = jobs("textures", classes=["brick"], **arguments)
@@ -192,7 +189,7 @@ def method_of(job):
     return next(iter(job.variant.rows))
 
 
-def test_a_failed_run_is_named_and_the_others_run(cluster, tmp_path, monkeypatch):
+def test_a_failed_run_is_named_and_the_others_run(cluster, small_runs, tmp_path, monkeypatch):
     monkeypatch.setitem(TABLES, "textures", TABLES["textures"][:1])
     folders = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
     with pytest.raises(

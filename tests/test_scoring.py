@@ -6,39 +6,57 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faults import processes
 from filelock import FileLock
 from made import fails
 from photographs import N, rows, scored
 from PIL import Image
+from waiting import PATIENCE
 
 from attnad.cli import main
 from attnad.report import scoring
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-STOP_AFTER = """
-import os, signal, sys
-from attnad.cli import main
-from attnad.report import scoring
-from attnad.report.report import cell, table
-add = scoring.ScoreTable.add
-def add_and_stop(self, judged):
-    add(self, judged)
-    if len(self.lines) >= int(sys.argv[1]):
-        os.kill(os.getpid(), int(sys.argv[2]))
-scoring.ScoreTable.add = add_and_stop
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main(sys.argv[3:]))
-"""
+
+
+def score_and_stop(arguments: list[str], number: int, log: Path) -> None:
+    """The command, in its process: a signal reaches it when ten photographs or more are in the table."""
+    add = scoring.ScoreTable.add
+
+    def add_and_stop(self: scoring.ScoreTable, judged: Any) -> None:
+        add(self, judged)
+        if len(self.lines) >= 10:
+            os.kill(os.getpid(), number)
+
+    scoring.ScoreTable.add = add_and_stop
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(log, "w", buffering=1, errors="backslashreplace") as sys.stderr:
+        status = main(arguments)
+    os._exit(status)
+
+
+@pytest.fixture(scope="module")
+def wanted(photographs, tmp_path_factory) -> dict[str, dict[str, float]]:
+    """Scores of the photographs by each run, by their names, where nothing comes between."""
+    found = {}
+    for kind in ("whole", "tiles"):
+        out = tmp_path_factory.mktemp(kind)
+        assert main(["score", str(photographs / kind), str(photographs / "new"), "--out", str(out)]) == 0
+        found[kind] = scores(out)
+    return found
+
+
+def scores(out: str | Path = "out") -> dict[str, float]:
+    return {Path(row["file"]).name: float(row["score"]) for row in rows(out)}
 
 
 @pytest.mark.parametrize("kind", ["whole", "tiles"])
-def test_what_can_be_scored_is_and_all_else_is_named(photographs, new, kind, capsys):
-    whole = scored_whole(photographs, new, kind)
+def test_what_can_be_scored_is_and_all_else_is_named(photographs, new, kind, wanted, capsys):
     for i in (3, 11, 25):
         (new / f"{i:03d}.png").write_bytes((new / f"{i:03d}.png").read_bytes()[:-60])
     (new / "notes.txt").write_text("no image")
@@ -52,37 +70,30 @@ def test_what_can_be_scored_is_and_all_else_is_named(photographs, new, kind, cap
     assert all(f"not scored: {new / name}: " in said for name in bad)
     assert said.splitlines()[-1].startswith(f"attnad: 7 of {N + 4} images could not be scored; ")
     assert scored() == {f"{i:03d}.png" for i in range(N)} - set(bad)
-    assert {row["file"]: float(row["score"]) for row in rows()} == pytest.approx(
-        {name: value for name, value in whole.items() if Path(name).name not in bad}, rel=1e-4
-    )
+    assert scores() == pytest.approx({name: wanted[kind][name] for name in scored()}, rel=1e-4)
     assert Path("out/report.html").read_text(encoding="utf-8").count("<li class") == N - 3
-
-
-def scored_whole(photographs: Path, new: Path, kind: str) -> dict[str, float]:
-    assert main(["score", str(photographs / kind), str(new), "--out", "whole"]) == 0
-    return {row["file"]: float(row["score"]) for row in rows("whole")}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("kind", ["whole", "tiles"])
-def test_stopped_in_the_middle_the_same_command_goes_on(photographs, new, kind, stop, capsys):
+def test_stopped_in_the_middle_the_same_command_goes_on(photographs, new, kind, stop, wanted, capsys):
     arguments = ["score", str(photographs / kind), str(new), "--out", "out"]
-    process = subprocess.run(
-        [sys.executable, "-c", STOP_AFTER, "10", str(int(stop)), *arguments], capture_output=True, text=True
-    )
+    process = processes.Process(target=score_and_stop, args=(arguments, stop, Path("log").absolute()))
+    process.start()
+    process.join(PATIENCE)
     done = scored()
     assert 10 <= len(done) < N
-    if stop == signal.SIGINT:
-        assert process.returncode == 130
-        last = process.stderr.strip().splitlines()[-1]
+    if stop == signal.SIGKILL:
+        assert process.exitcode == -stop
+    else:
+        assert process.exitcode == 130
+        last = Path("log").read_text().strip().splitlines()[-1]
         assert f"stopped; {len(done)} of {N} images are scored, in out/scores.csv; run the same command again" in last
     drawn = {row["file"]: Path("out", row["map"]).stat().st_mtime_ns for row in rows()}
     assert main(arguments) == 0
     assert f"{len(done)} of {N} images are scored already" in capsys.readouterr().out
     assert {row["file"]: Path("out", row["map"]).stat().st_mtime_ns for row in rows() if row["file"] in drawn} == drawn
-    assert {row["file"]: float(row["score"]) for row in rows()} == pytest.approx(
-        scored_whole(photographs, new, kind), rel=1e-4
-    )
+    assert scores() == pytest.approx(wanted[kind], rel=1e-4)
     assert scored() == {path.name for path in new.iterdir()}
     assert not Path("out", "maps", ".writing").exists()
 
