@@ -13,11 +13,12 @@ from hostile import EPS, hostile_files, in_iptc
 from made import fails
 from photographs import TINY, N, rows, scored
 from PIL import EpsImagePlugin, Image
+from waiting import PATIENCE
 
 from attnad.cli import main
 from attnad.report.report import cell, table
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.timeout(PATIENCE)]  # a pipe would be read for ever
 
 
 @pytest.fixture
