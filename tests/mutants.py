@@ -31,6 +31,7 @@ class Mutant(NamedTuple):
 
 
 LOSSES, STEPS, MODELS = "tests/test_losses.py", "tests/test_steps.py", "tests/test_models.py"
+LAID, LEFT = "tests/test_registration.py", "tests/test_strong.py"
 GRAPH, DCGAN = "tests/test_graph.py", "tests/test_dcgan.py"
 AUGMENT, SCORES = "tests/test_augmentations.py tests/test_synthesize.py", "tests/test_run.py"
 
@@ -87,6 +88,14 @@ MUTANTS = [
     Mutant("map of normality as score", "score.py", "maps = 1 - a_gen[:, 0]", "maps = a_gen[:, 0]", SCORES),
     Mutant("D2's sign", "score.py", "(-d2, maps.mean", "(d2, maps.mean", SCORES),
     Mutant("reconstruction against itself", "score.py", "(x - x_re).square()", "(x_re - x_re).square()", SCORES),
+    Mutant("a map stays in the pose of all", "detectors/strong.py", "maps = as_photographed(maps, poses)", "pass",
+           LAID),
+    Mutant("the turn goes the other way", "features/registration.py", "[cos, sin, right, -sin, cos, down]",
+           "[cos, -sin, right, sin, cos, down]", LAID),
+    Mutant("what lies right is resampled", "features/registration.py", "> BETTER * (1 - unmoved)", "> 9", LAID),
+    Mutant("surfaces are laid", "features/registration.py", ".mean() >= ALIKE", ".mean() >= -1", LAID),
+    Mutant("a fold's own images stay in it", "features/places.py", "self.products, places.mT, places, alpha=-1",
+           "self.products, places.mT, places, alpha=0", LEFT),
 ]  # fmt: skip
 
 
