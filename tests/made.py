@@ -35,6 +35,14 @@ def write_images(folder: Path, images: np.ndarray, suffix: str = "") -> None:
         Image.fromarray(image).save(folder / f"{i:03d}{suffix}.png")
 
 
+def write_set(folder: Path, *, normal: int) -> None:
+    """A set laid out as MVTec AD, without masks: bricks to learn from, and six good and six dark ones to judge."""
+    good, painted, _ = textures.held_out_crops("brick", 64)
+    write_images(folder / "train" / "good", textures.train_crops("brick", 64)[:normal])
+    write_images(folder / "test" / "good", good[:6])
+    write_images(folder / "test" / "dark", painted[:6] // 3)
+
+
 def few_crops(patch: pytest.MonkeyPatch, train: int = 24, good: int = 8, defect: int = 2, other: int = 4) -> None:
     """Make the embedded textures smaller, so that a run on them takes seconds: crops a texture, defects of a kind."""
     for name, n in {"N_TRAIN": train, "N_GOOD": good, "N_DEFECT": defect, "N_OTHER": other}.items():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from made import write_images
+from made import write_set
 
 from attnad.cli import main
-from attnad.data.textures import held_out_crops, train_crops
 from attnad.study import few
 from attnad.study.few import table
 from attnad.study.records import read_records
@@ -32,11 +31,7 @@ def test_means_are_over_seeds_then_sets_and_the_worst_set_is_named():
 
 
 def test_the_command_learns_from_so_many_photographs_that_the_seed_draws(tmp_path, capsys, monkeypatch):
-    bottles = tmp_path / "data" / "bottle"
-    crops, (good, painted, _) = train_crops("brick", 64)[:12], held_out_crops("brick", 64)
-    write_images(bottles / "train" / "good", crops)
-    write_images(bottles / "test" / "good", good[:6])
-    write_images(bottles / "test" / "dark", painted[:6] // 3)
+    write_set(tmp_path / "data" / "bottle", normal=12)
     monkeypatch.setattr(few, "NUMBERS", (4, 8))
     arguments = ["--results", str(tmp_path), "--data-root", str(tmp_path / "data"), "--seeds", "0", "1", "--size", "32"]
     assert main(["reproduce", "few", "--detectors", "strong", "--set", "folds=2", *arguments]) == 0

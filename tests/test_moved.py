@@ -7,11 +7,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from made import write_images
+from made import write_set
 from PIL import Image
 
 from attnad.cli import main
-from attnad.data.textures import held_out_crops, train_crops
+from attnad.data.textures import train_crops
 from attnad.study import curves
 from attnad.study.curves import CURVES, GRADED, draw, points, table
 from attnad.study.moved import MOVED, any_pose, turn
@@ -168,11 +168,7 @@ def test_the_figure_has_a_panel_a_change_and_a_line_a_detector():
 
 
 def test_the_command_measures_the_four_sets_that_are_there(tmp_path, capsys, monkeypatch):
-    bottles = tmp_path / "data" / "bottle"
-    crops, (good, painted, _) = train_crops("brick", 64)[:30], held_out_crops("brick", 64)
-    write_images(bottles / "train" / "good", crops)
-    write_images(bottles / "test" / "good", good[:6])
-    write_images(bottles / "test" / "dark", painted[:6] // 3)
+    write_set(tmp_path / "data" / "bottle", normal=30)
     monkeypatch.setattr(curves, "GRADED", {name: GRADED[name] for name in ("as is", "noise 8")})
     arguments = ["--results", str(tmp_path), "--data-root", str(tmp_path / "data"), "--seeds", "0", "--size", "64"]
     assert main(["reproduce", "moved", "--detectors", "gaussian", *arguments]) == 0
