@@ -28,7 +28,7 @@ from attnad.training.storage import load_json, load_tensors, save_json, save_ten
 from attnad.widgets import PaintDefect
 
 SIZE = 64
-CONFIG = replace(recipe("discriminators", "textures"), steps=60, batch=2048)
+CONFIG = replace(recipe("discriminators", "textures"), steps=40, batch=1024)
 LITTLE = replace(CONFIG, min_side=64, channels=24, steps=20, batch=256)  # where nothing has to be found
 
 
@@ -261,25 +261,21 @@ def test_the_command_line_from_photographs_to_a_report(few, tmp_path, capsys):
     assert f"Next: attnad score {out} FOLDER --out report" in said
 
 
-def test_an_exported_run_answers_as_the_run(run, test_set, tmp_path):
-    """PyTorch and onnxruntime agree; convolutions' weights are stored in half precision."""
-    export_run(run[0], tmp_path / "run.onnx", commit="abc")
-    exported, images = load_exported(tmp_path / "run.onnx"), test_set.images[::40]
-    found, wanted = exported.score(images), run[0].score(images)
+def test_one_covariance_for_all_places_makes_a_small_file_that_answers_as_the_run(few, test_set, tmp_path):
+    """PyTorch and onnxruntime agree; convolutions' weights are stored in half precision.
+
+    It is what the book's playground shows in the reader's browser; one covariance for each place is test_strong.py's.
+    """
+    one = train(replace(CONFIG, shrink=1, steps=5, batch=256), tmp_path / "one")
+    export_run(one, tmp_path / "one.onnx", commit="abc")
+    assert (tmp_path / "one.onnx").stat().st_size < 2e6
+    exported, images = load_exported(tmp_path / "one.onnx"), test_set.images[::20]
+    found, wanted = exported.score(images), one.score(images)
     torch.testing.assert_close(found.maps, wanted.maps, rtol=0, atol=5e-3)
     for name in ("top", "peak"):
         torch.testing.assert_close(found.image[name], wanted.image[name], rtol=5e-3, atol=5e-3)
     assert (exported.facts["recipe"], exported.facts["size"]) == ("discriminators", SIZE)
-    assert exported.facts["threshold"] == pytest.approx(run[0].facts["threshold"])
-
-
-def test_one_covariance_for_all_places_makes_a_small_file(few, test_set, tmp_path):
-    """What the book's playground shows in the reader's browser."""
-    one = train(replace(CONFIG, shrink=1, steps=5, batch=256), tmp_path / "one")
-    export_run(one, tmp_path / "one.onnx")
-    assert (tmp_path / "one.onnx").stat().st_size < 2e6
-    exported, images = load_exported(tmp_path / "one.onnx"), test_set.images[::40]
-    torch.testing.assert_close(exported.score(images).maps, one.score(images).maps, rtol=0, atol=5e-3)
+    assert exported.facts["threshold"] == pytest.approx(one.facts["threshold"])
     painted = PaintDefect(exported, images)
     assert painted._facts["labels"] == [("top", "Score")]
     assert painted._still().shape[1] < 3 * SIZE, "image and map: it makes no reconstruction"
