@@ -127,13 +127,13 @@ def wanted_of(run: Path, found: list[dict[str, str]]) -> list[float]:
     return [(1 + sum(score >= float(row["score"]) for score in known)) / (len(known) + 1) for row in found]
 
 
-@pytest.fixture
-def whole(photographs, tmp_path) -> Path:
-    """A copy of the run whose calibration is many scores, so that p-values differ."""
-    run = Path(shutil.copytree(photographs / "whole", tmp_path / "whole"))
-    assert main(["score", str(run), str(photographs / "new"), "--out", str(tmp_path / "first")]) == 0
+@pytest.fixture(scope="module")
+def whole(photographs, tmp_path_factory) -> Path:
+    """A copy of the run whose calibration is many scores, so that p-values differ: not to be changed."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    run = Path(shutil.copytree(photographs / "whole", folder / "whole"))
     facts = load_json(run / "run.json")
-    scores = [float(row["score"]) for row in rows(tmp_path / "first")]
+    scores = sorted(attnad.load(run).decision_function(photographs / "new").tolist(), reverse=True)
     facts["held_out_scores"] = np.linspace(scores[-1], scores[4], 39).tolist()
     save_json(run / "run.json", facts | {"calibrated_on": "each photograph, by a detector fitted to the others"})
     return run
@@ -217,21 +217,23 @@ def test_what_does_not_go_together_is_refused(whole, photographs, capsys):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_run_of_an_earlier_version_has_none(whole, photographs, capsys):
-    facts = load_json(whole / "run.json")
+    earlier = Path(shutil.copytree(whole, "earlier"))
+    facts = load_json(earlier / "run.json")
     del facts["held_out_scores"]
-    save_json(whole / "run.json", facts)
-    command = ["score", str(whole), str(photographs / "new"), "--out", "out"]
+    save_json(earlier / "run.json", facts)
+    command = ["score", str(earlier), str(photographs / "new"), "--out", "out"]
     assert "kept no scores" in fails(capsys, *command, "--expected-false", "0.1")
     assert main(command) == 0
     assert capsys.readouterr().out.count("p-values") == 1
     assert {row["p_value"] for row in rows()} == {""}
     assert "good photographs" not in Path("out/report.html").read_text(encoding="utf-8")
     with pytest.raises(CheckpointError, match="kept no scores"):
-        attnad.load(whole).p_values(photographs / "new")
+        attnad.load(earlier).p_values(photographs / "new")
 
 
 def test_the_detector_gives_them(whole, photographs):
-    detector, scores = attnad.load(whole, device="cpu"), attnad.load(whole).decision_function(photographs / "new")
+    detector = attnad.load(whole, device="cpu")
+    scores = detector.decision_function(photographs / "new")
     found = detector.p_values(photographs / "new")
     assert found.tolist() == p_values(scores, load_run(whole).calibration).tolist()
     assert len(set(found)) > 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from attnad.train import to_float
 from attnad.training.state import read_log
 from attnad.training.storage import load_json, save_json
 
-SIZE = 64
-CONFIG = replace(recipe("guided", "textures"), steps=40, batch=1024, channels=24)
+SIZE, SEEN = 32, 64  # images, and what they are enlarged to
+CONFIG = replace(recipe("guided", "textures"), size=SIZE, min_side=SEEN, steps=20, batch=256, channels=24)
 
 
 def train(config: GuidedConfig, folder: Path, **arguments) -> Run:
@@ -38,7 +39,9 @@ def few():
     """The embedded textures with fewer crops, and two epochs of the map, so that a run takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         few_crops(patch)
-        short = classmethod(lambda cls, name, data: skips.MapConfig(data=data, size=SIZE, epochs=2, width=16))
+        short = classmethod(
+            lambda cls, name, data: skips.MapConfig(data=data, size=SIZE, min_side=SEEN, epochs=2, width=16)
+        )
         patch.setattr(skips.AttentionMap, "recipe", short)
         yield
 
@@ -50,7 +53,15 @@ def run(few, tmp_path_factory) -> tuple[Run, Path]:
 
 
 @pytest.fixture(scope="module")
-def images() -> Tensor:
+def runs(few, tmp_path_factory) -> Path:
+    """A folder of runs, with that of a map: not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    measure(attention_config(CONFIG), folder, device="cpu", progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(few) -> Tensor:
     return load_test("textures", size=SIZE).images[:6]
 
 
@@ -59,11 +70,11 @@ def test_each_feature_is_times_the_mean_of_the_map_above_it(run, images):
     levels, x = run[0].detector.levels, to_float(images)
     a_gen = levels.attention.logits(x).sigmoid()
     assert a_gen.std() > 0.01  # or there is nothing to see
-    a_gen = interpolate(a_gen, size=(128, 128), mode="bilinear").numpy()  # as the images are
+    a_gen = interpolate(a_gen, size=(SEEN, SEEN), mode="bilinear").numpy()  # as the images are
     for plain, seen in zip(levels.features(x), levels.seen(x), strict=True):
         n, _, side, _ = plain.shape
-        cell = 128 // side
-        for i, row, column in ((0, 0, 0), (n - 1, side - 1, side // 2), (1, 3, 5)):
+        cell = SEEN // side
+        for i, row, column in ((0, 0, 0), (n - 1, side - 1, side // 2), (1, 3, 2)):
             above = a_gen[i, 0, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
             wanted = plain[i, :, row, column].numpy() * above.mean(dtype=np.float64)
             np.testing.assert_allclose(seen[i, :, row, column], wanted, rtol=1e-4, atol=1e-6)
@@ -89,8 +100,8 @@ def test_what_stopped_after_the_map_does_not_train_it_again(run, tmp_path, monke
     assert not list(tmp_path.glob("*.state.safetensors"))
 
 
-def test_the_map_of_a_finished_run_is_taken_over(run, tmp_path):
-    measure(attention_config(CONFIG), tmp_path, device="cpu", progress=False)
+def test_the_map_of_a_finished_run_is_taken_over(run, runs, tmp_path):
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
     outcome = measure(CONFIG, tmp_path, device="cpu", progress=False)
     folder = tmp_path / folder_name(CONFIG)
     assert not (folder / "map.safetensors").exists()  # it was not trained again
@@ -99,13 +110,12 @@ def test_the_map_of_a_finished_run_is_taken_over(run, tmp_path):
     assert 0 <= outcome["pixel_auroc"] <= 1
 
 
-def test_another_map_is_refused(tmp_path):
-    first = tmp_path / "map"
-    train(attention_config(CONFIG), first)
+def test_another_map_is_refused(runs, tmp_path):
+    first = Path(shutil.copytree(runs / folder_name(attention_config(CONFIG)), tmp_path / "map"))
     with pytest.raises(TrainingError, match="no run of recipe map with these values"):
         train(replace(CONFIG, seed=1), tmp_path / "seed", stage1=first)
     gaussian_run = tmp_path / "gaussian"
-    train(replace(recipe("gaussian", "textures")), gaussian_run)
+    train(replace(recipe("gaussian", "textures"), size=SIZE, min_side=SEEN, channels=24), gaussian_run)
     with pytest.raises(TrainingError, match="no run of recipe map with these values"):
         train(CONFIG, tmp_path / "recipe", stage1=gaussian_run)
     save_json(first / "run.json", load_json(first / "run.json") | {"images": "of others"})

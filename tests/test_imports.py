@@ -150,10 +150,9 @@ def test_a_file_is_short_or_says_why_it_is_not(path):
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
 def test_no_test_file_imports_another(path):
-    names = {alias.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-             if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
-    names |= {node.module for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-              if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     assert not {name for name in names if name and name.startswith("test_")}, "what both need goes into tests/made.py"
 
 

@@ -26,7 +26,7 @@ from attnad.models import build_encoder
 from attnad.run.run import load_run, train_run
 from attnad.training.state import stopping
 
-SMALL = replace(recipe("map", "textures"), size=32, min_side=64, width=16, epochs=4)
+SMALL = replace(recipe("map", "textures"), size=32, min_side=64, width=16, epochs=8, batch=8)
 
 
 # --- stains and scratches --------------------------------------------------------------------------------------------
@@ -138,7 +138,15 @@ def test_each_level_has_its_part_in_the_map():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def few():
+    """The embedded textures with fewer crops, so that a run takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_crops(patch, train=80, good=24, defect=6, other=1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("map") / "run"
     return train_run(SMALL, folder, progress=False), folder
 
@@ -161,7 +169,7 @@ def test_a_loaded_run_scores_the_same_and_the_encoder_was_left_alone(run):
 
 @pytest.mark.parametrize("more", [{}, {"tune": 0.1, "schedule": "one-cycle"}], ids=["frozen", "tuned"])
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, more):
-    few_crops(monkeypatch, train=40)
+    few_crops(monkeypatch, train=24)
     config = replace(SMALL, epochs=2, **more)
     train_run(config, tmp_path / "whole", progress=False)
     stopping.set()

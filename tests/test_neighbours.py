@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from attnad.detectors.neighbours import (
 )
 from attnad.errors import CheckpointError, TrainingError
 from attnad.metrics import METRICS
-from attnad.run.run import evaluate_run, load_run, train_run
+from attnad.run.run import Run, evaluate_run, load_run, train_run
 from attnad.train import to_float
 from attnad.training.storage import save_tensors
 
@@ -62,6 +63,13 @@ def bricks(tmp_path_factory) -> Path:
     write_images(folder / "test" / "square", painted)
     write_images(folder / "ground_truth" / "square", masks, "_mask")
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(network, bricks, tmp_path_factory) -> Run:
+    """A finished run: not to be changed."""
+    config = NeighboursConfig(data=str(bricks), size=SIZE, patches=500)
+    return train_run(config, tmp_path_factory.mktemp("run"), device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(("m", "k", "chunk"), [(50, 40, 16), (7, 1, 1024), (16, 300, 16), (1, 5, 1)])
@@ -146,25 +154,23 @@ def test_neighbour_distances_are_to_the_nearest_other():
     assert torch.equal(neighbour_distances(stored[:1]), torch.zeros(1))
 
 
-def test_painted_squares_are_found(bricks, tmp_path):
-    config = NeighboursConfig(data=str(bricks), size=SIZE, patches=500)
-    test = load_test(config.data, size=SIZE)
-    run = train_run(config, tmp_path / "run", device="cpu", progress=False)
+def test_painted_squares_are_found(run, tmp_path):
+    test = load_test(run.config.data, size=SIZE)
     result = evaluate_run(run, test)
     assert set(METRICS) <= result.keys()
     assert result["n"] == result["n_pixel_images"] == 2 * N_TEST
     assert result["pixel_auroc"] > 0.9
     assert result["image_auroc"] > 0.9
     assert run.facts.keys() >= {"threshold", "seconds", "device", "threads", "torch", "date"}
-    assert (tmp_path / "run" / "neighbours.safetensors").exists()
+    assert (run.folder / "neighbours.safetensors").exists()
     scores = run.score(test.images)
     distances, peaks = patch_maps(run.detector.network, test.images, run.detector.stored)
     assert torch.equal(scores.image["patch"], peaks)
     torch.testing.assert_close(scores.maps, distances / (distances + run.detector.map_scale))
     assert 0 <= scores.maps.min() < 0.5 < scores.maps.max() < 1
-    again = evaluate_run(load_run(tmp_path / "run", device="cpu"), test)
+    again = evaluate_run(load_run(run.folder, device="cpu"), test)
     assert again == result
-    other = evaluate_run(train_run(config, tmp_path / "other", device="cpu", progress=False), test)
+    other = evaluate_run(train_run(run.config, tmp_path / "other", device="cpu", progress=False), test)
     assert other == result
 
 
@@ -200,9 +206,8 @@ def test_values_that_make_no_sense_are_refused_early(name, value, tmp_path):
         train_run(config, tmp_path, device="cpu")
 
 
-def test_a_file_of_another_kind_is_refused(bricks, tmp_path):
-    config = NeighboursConfig(data=str(bricks), size=SIZE, patches=50)
-    train_run(config, tmp_path, device="cpu", progress=False)
+def test_a_file_of_another_kind_is_refused(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path, dirs_exist_ok=True)
     save_tensors(tmp_path / "neighbours.safetensors", {"features": torch.zeros(5, 1280)})
     with pytest.raises(CheckpointError, match=r"neighbours\.safetensors does not hold features of 152 channels"):
         load_run(tmp_path, device="cpu")

