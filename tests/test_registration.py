@@ -82,7 +82,7 @@ def test_a_camera_that_was_shifted_costs_no_sharpness():
 
 
 @pytest.mark.parametrize("light", [0.6, 1.3])
-def test_another_light_is_another_pose_of_nothing(any_pose, light):
+def test_another_light_changes_no_pose(any_pose, light):
     x = lying([100.0, 200.0]) * 0.7
     torch.testing.assert_close(any_pose(light * x)[1], any_pose(x)[1], atol=0.01, rtol=0)
 

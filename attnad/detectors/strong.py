@@ -12,6 +12,7 @@ RUN/log.csv                        the mean score of photographs that were left 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from attnad.augmentations import soft_augmentation
 from attnad.config import FROZEN, SEED, SIZE, Range, StrongConfig, check_ranges, strong_recipe
 from attnad.features.places import PatchFeatures, PatchGaussians, PlaceSums, distance
-from attnad.features.registration import Registration, as_photographed, shrunken
+from attnad.features.registration import SAMPLE, Registration, as_photographed, shrunken
 from attnad.models import frozen_encoder
 from attnad.score import EXTENTS, Scores, at_extents
 from attnad.train import to_float
@@ -179,7 +180,8 @@ def fit_surprise(
     device = surprise.normal.device
     generator = torch.Generator(device).manual_seed(config.seed)
     if surprise.registration is not None:
-        surprise.registration.fit(torch.cat([shrunken(to_float(part.to(device))) for part in images.split(BATCH)]))
+        sample = images[:: math.ceil(len(images) / SAMPLE)]
+        surprise.registration.fit(torch.cat([shrunken(to_float(part.to(device))) for part in sample.split(BATCH)]))
         surprise.registers = bool(surprise.registration.alike)
     folds, judged = leave_out(groups, config.folds, config.seed)
     never = torch.isin(torch.arange(len(images)), torch.cat(folds), invert=True).nonzero()[:, 0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, affine_grid, conv2d, grid_sample, pad
 
 SIDE, REACH, ANGLES = 64, 8, 90  # of the small version, its farthest shift either way, and steps of four degrees
-SAMPLE = 48  # photographs, at most, that the mean is made of
+SAMPLE = 48  # photographs that the mean of any number is made of
 FIRST, ROUNDS = 4, 3  # photographs that are tried as the first mean, and how often it is made anew
 ALIKE = 0.8  # mean correlation of registered photographs from which on they show one part
 LEVEL = math.radians(0.5)  # a smaller turn is none, and the shift then one of whole pixels: nothing is resampled
@@ -40,16 +40,18 @@ class Registration(nn.Module):
 
     @torch.no_grad()
     def fit(self, small: Tensor) -> None:
-        """Find the mean pose of small versions [n, 1, SIDE, SIDE] of normal images, and whether they are alike."""
-        sample = small[:: math.ceil(len(small) / SAMPLE)]
+        """Find the mean pose of small versions [n, 1, SIDE, SIDE] of normal images, and whether they are alike.
+
+        `SAMPLE` images are enough.
+        """
         found = []
-        for first in sample[:: math.ceil(len(sample) / FIRST)]:
+        for first in small[:: math.ceil(len(small) / FIRST)]:
             self.templates.copy_(_turned(first))
-            found.append((self._best(sample)[0].mean(), self.templates.clone()))
+            found.append((self._best(small)[0].mean(), self.templates.clone()))
         self.templates.copy_(max(found, key=lambda pair: pair[0])[1])
         for _ in range(ROUNDS):
-            self.templates.copy_(_turned(_moved(sample, self._best(sample)[1]).mean(0)))
-        self.alike.copy_(self._best(sample)[0].mean() >= ALIKE)
+            self.templates.copy_(_turned(_moved(small, self._best(small)[1]).mean(0)))
+        self.alike.copy_(self._best(small)[0].mean() >= ALIKE)
 
     def pose(self, small: Tensor) -> Tensor:
         """The poses [n, 2, 3] of small versions [n, 1, SIDE, SIDE]; where they fit about as well unmoved, that."""
